@@ -1,0 +1,1 @@
+"""Judges a run: rules, the ranking of layers, the verdict. Pure functions over a Run."""

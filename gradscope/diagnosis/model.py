@@ -1,0 +1,100 @@
+"""What a diagnosis says: findings, layers at risk, and a verdict. Plain data; `to_json` of runs.schema makes it JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gradscope.runs.run import Run
+
+Severity = Literal["info", "warning", "critical"]
+Level = Literal["high", "medium", "low"]
+VerdictWord = Literal["exploding", "will-explode", "thin-headroom", "stable", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing a rule found. `subject` is the layer or parameter, None for the whole network.
+
+    `value` and `limit` are in `unit`; `message` says what was seen, `advice` what to do about it.
+    """
+
+    code: str
+    rule: str
+    severity: Severity
+    subject: str | None
+    first_step: int | None
+    last_step: int | None
+    value: float | None
+    limit: float | None
+    unit: str | None
+    message: str
+    advice: str
+
+
+class CannotRunError(Exception):
+    """Raised by a rule that cannot judge this run; its text is the reason that the report gives."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its code, its name, and one pure function over a run. The module's docstring is its documentation."""
+
+    code: str
+    name: str
+    check: Callable[[Run], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Unable:
+    """A rule that could not run, and why."""
+
+    code: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerRisk:
+    """One layer's place in the ranking. `factor` is against `peers`, the median of comparable layers.
+
+    `component`: which measurement decided (forward gain, backward gain, initialisation, update/weight); `evidence` holds
+    every number it rests on, by name.
+    """
+
+    name: str
+    type: str
+    level: Level
+    score: float
+    component: str | None
+    factor: float | None
+    peers: float | None
+    message: str
+    advice: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Will it explode? `explosion_score`: larger is worse, comparable across models, None without rehearsals.
+
+    `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed).
+    `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on.
+    """
+
+    verdict: VerdictWord
+    explosion_score: float | None = None
+    lr_headroom: float | None = None
+    first_step: int | None = None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything the reading side concludes about explosion from one run directory."""
+
+    verdict: Verdict
+    layers: tuple[LayerRisk, ...]
+    findings: tuple[Finding, ...]
+    unable: tuple[Unable, ...] = ()

@@ -1,0 +1,64 @@
+"""The report: all that a renderer needs, made from a run directory alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradscope.diagnosis.model import Diagnosis
+from gradscope.recommendation.model import Recommendation
+from gradscope.runs.run import Run
+from gradscope.runs.schema import to_json
+
+REPORT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that was tried on the rehearsal. `loss`: median |loss| of its last steps, None if it diverged."""
+
+    name: str
+    trial: str
+    held: bool
+    loss: float | None
+    snippet: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run with everything concluded from it. `caveats`: what these conclusions cannot know, in plain words."""
+
+    run: Run = field(repr=False)
+    diagnosis: Diagnosis
+    recommendation: Recommendation | None
+    caveats: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values; `schema_version` changes when a key does."""
+        verdict, thresholds = self.diagnosis.verdict, self.recommendation and self.recommendation.thresholds
+        asked = thresholds[0] if thresholds else None
+        recommendation = to_json(self.recommendation) if self.recommendation else None
+        if recommendation is not None:
+            recommendation |= {
+                "percentile": asked and asked.percentile,
+                "low": asked and asked.low,
+                "high": asked and asked.high,
+            }
+        return {
+            "schema_version": REPORT_SCHEMA_VERSION,
+            "run": {"id": self.run.id, "path": str(self.run.path), **_header(self.run)},
+            **to_json(verdict),
+            "layers": [to_json(layer) for layer in self.diagnosis.layers],
+            "findings": [to_json(finding) for finding in self.diagnosis.findings],
+            "unable": [to_json(unable) for unable in self.diagnosis.unable],
+            "recommendation": recommendation,
+            "remedies": [to_json(remedy) for remedy in self.remedies],
+            "caveats": list(self.caveats),
+        }
+
+
+def _header(run: Run) -> dict[str, Any]:
+    header = to_json(run.header)
+    return {"steps": len(run.step), "notes": list(run.notes), **{k: header[k] for k in header if k != "parameters"}}

@@ -1,0 +1,1 @@
+"""Renderers: each one pure `render(report) -> str`."""

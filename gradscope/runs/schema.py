@@ -1,0 +1,192 @@
+"""The header of a run, `run.json`: what was measured, on what, and how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SCHEMA_VERSION = 1
+
+MeasuredAt = Literal["pre_clip", "post_clip"]
+GradientsAre = Literal["unscaled", "scaled"]
+How = Literal["recording", "finished", "interrupted", "failed", "nonfinite"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter, named as `named_parameters()` names it.
+
+    `layer` is the dotted path of the module that owns it and `type` that module's class name. `order` is the place of
+    the layer in the forward pass (0 runs first; registration order where no forward pass was seen), so the backward
+    pass meets the highest order first. `shape` is in elements.
+    """
+
+    name: str
+    layer: str
+    type: str
+    shape: tuple[int, ...]
+    dtype: str
+    order: int
+    trainable: bool = True
+    shared_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """How one piece of the workload was read: `data | train_loader | model.py:41 | DataLoader, batch 64`."""
+
+    piece: str
+    value: str
+    source: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One optimizer parameter group at step 0: its initial learning rate and its indexes into `Header.parameters`."""
+
+    lr: float
+    parameters: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimizer by class name, with its groups in the order of the `lr` column."""
+
+    type: str
+    groups: tuple[Group, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The real training that the window stands for.
+
+    `lr_steps` and `lr` sample the planned learning-rate schedule: `lr[i][g]` is group g's rate at step `lr_steps[i]`.
+    `max_norm` is the clipping threshold in use today. None: unknown, or none.
+    """
+
+    total_steps: int | None = None
+    max_norm: float | None = None
+    batch_size: int | None = None
+    precision: str = "fp32"
+    accumulate: int = 1
+    lr_steps: tuple[int, ...] = ()
+    lr: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a child run tried.
+
+    `kind`: rehearsal | replay | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and learning
+    rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
+    `note`: in plain words, what differs from the run itself.
+    """
+
+    kind: str
+    name: str
+    lr_factor: float = 1.0
+    max_norm: float | None = None
+    start: str = "window"
+    indexes: tuple[int, ...] = ()
+    draw: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Offender:
+    """The first nonfinite value, from before it spread. `went_first`: loss | activation | gradient."""
+
+    step: int
+    layer: str | None
+    parameter: str | None
+    went_first: str
+    micro_step: int = 0
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the run ended, and at which step."""
+
+    how: How = "recording"
+    step: int | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about a run that is not a row of a table. Written once at the start and again, atomically, at the end."""
+
+    name: str
+    created: str
+    source: str
+    command: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    optimizer: Optimizer | None = None
+    plan: Plan = Plan()
+    pieces: tuple[Piece, ...] = ()
+    ending: Ending = Ending()
+    schema_version: int = SCHEMA_VERSION
+    recorded_by: str = "analyze"
+    seed: int | None = None
+    world_size: int = 1
+    measured_at: MeasuredAt = "pre_clip"
+    gradients_are: GradientsAre = "unscaled"
+    synthetic_data: bool = False
+    inferred_loss: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    pid: int | None = None
+    every: int = 1
+    trial: Trial | None = None
+    first_nonfinite: Offender | None = None
+    notes: tuple[str, ...] = ()
+    overhead_s: float | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    """Layers that a probe could not measure, each with the reason."""
+
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass tree as plain JSON values."""
+    return dataclasses.asdict(value)
+
+
+def from_json(cls: type[T], data: dict[str, Any]) -> T:
+    """Rebuild a dataclass of this module; unknown keys are left out.
+
+    Raises:
+        TypeError, ValueError, KeyError: the data does not have the shape of `cls`.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"{cls.__name__} is {type(data).__name__}, not an object")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: _decode(hints[name], data[name]) for name in names if name in data})
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _decode(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_decode(args[0], item) for item in value)
+    if origin is dict:
+        return dict(value)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{value!r} is none of {args}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is not Any and not isinstance(value, hint):
+        raise TypeError(f"expected {hint.__name__}, found {value!r}")
+    return value

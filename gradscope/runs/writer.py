@@ -1,0 +1,194 @@
+"""Writes a run as it happens: rows are gathered and written every quarter of a second, so a kill loses no more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gradscope.runs import tables
+from gradscope.runs.schema import Ending, Header, Trial, to_json
+
+FLUSH_SECONDS = 0.25
+BUFFER_ROWS = 256
+BUFFER_BYTES = 1 << 22
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class RunWriter:
+    """One run directory being written. Not to be used from two threads; a forked child never writes.
+
+    Raises:
+        OSError: the directory cannot be created or written.
+    """
+
+    def __init__(self, directory: Path, header: Header) -> None:
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.header = header
+        self._pid = os.getpid()
+        self._started = time.monotonic()
+        self._count = 0
+        self._lock = threading.Lock()
+        self._rows = _RowBuffer(len(header.parameters))
+        self._probes: list[tuple[int, str, str, int, float]] = []
+        self._files: list[Any] = []
+        self._steps = self._open(tables.STEPS_FILE, self._rows.schema)
+        self._probe_stream = self._open(tables.PROBES_FILE, tables.PROBES)
+        self._closed = threading.Event()
+        self._flusher = threading.Thread(target=self._flush_often, name="gradscope-writer", daemon=True)
+        write_header(directory, header)
+        self._flusher.start()
+
+    def _open(self, name: str, schema: pa.Schema) -> Any:
+        file = pa.OSFile(str(self.directory / name), "wb")
+        self._files.append(file)
+        return pa.ipc.new_stream(file, schema)
+
+    def append(
+        self,
+        *,
+        step: int,
+        loss: float,
+        global_norm: float,
+        grad_norm: NDArray[Any],
+        grad_max: NDArray[Any],
+        lr: Sequence[float] = (),
+        loss_scale: float = float("nan"),
+        max_norm: float = float("nan"),
+        skipped: bool = False,
+        nonfinite: int = 0,
+        micro_steps: int = 1,
+    ) -> None:
+        """Add the row of one optimizer step. `grad_norm` and `grad_max` have one entry a parameter (NaN: no gradient)."""
+        elapsed = time.monotonic() - self._started
+        scalars = (step, elapsed, loss, global_norm, loss_scale, max_norm, skipped, nonfinite, micro_steps)
+        with self._lock:
+            self._rows.add(scalars, tuple(lr), grad_norm, grad_max)
+            self._count += 1
+            if self._rows.full:
+                self._write_rows()
+
+    def probe(
+        self,
+        step: int,
+        probe: str,
+        subjects: Sequence[str],
+        values: Sequence[float],
+        index: Sequence[int] | None = None,
+    ) -> None:
+        """Add one measurement a subject. `index` is the time step of an along-time probe, else 0."""
+        places = index if index is not None else [0] * len(subjects)
+        with self._lock:
+            self._probes += [
+                (step, probe, s, int(i), float(v)) for s, i, v in zip(subjects, places, values, strict=True)
+            ]
+
+    def update_header(self, **changes: Any) -> None:
+        """Replace fields of the header, on disk at once."""
+        self.header = dataclasses.replace(self.header, **changes)
+        if os.getpid() == self._pid:
+            write_header(self.directory, self.header)
+
+    def trial(self, trial: Trial, **changes: Any) -> RunWriter:
+        """A child run in `trials/<name>/`, with this run's header but for `changes`."""
+        header = dataclasses.replace(self.header, trial=trial, ending=Ending(), **changes)
+        return RunWriter(self.directory / tables.TRIALS_DIR / trial.name, header)
+
+    def flush(self) -> None:
+        """Write every row added so far."""
+        with self._lock:
+            self._write_rows()
+
+    def close(self, ending: Ending | None = None) -> None:
+        """Write what is left and how the run ended. A second call does nothing."""
+        if self._closed.is_set() or os.getpid() != self._pid:
+            return
+        self._closed.set()
+        self._flusher.join()
+        self.flush()
+        for stream in (self._steps, self._probe_stream, *self._files):
+            stream.close()
+        self.update_header(ending=ending or Ending("finished", self._count))
+
+    def _flush_often(self) -> None:
+        while not self._closed.wait(FLUSH_SECONDS):
+            self.flush()
+
+    def _write_rows(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        if self._rows.count:
+            self._steps.write_batch(self._rows.take())
+        if self._probes:
+            columns = [
+                pa.array(c, t) for c, t in zip(zip(*self._probes, strict=True), tables.PROBES.types, strict=True)
+            ]
+            self._probe_stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=tables.PROBES))
+            self._probes = []
+
+
+class _RowBuffer:
+    """Rows in fixed arrays, so that adding one is a copy and writing many is one batch."""
+
+    def __init__(self, parameters: int) -> None:
+        self.schema = tables.steps_schema(parameters)
+        self._capacity = max(1, min(BUFFER_ROWS, BUFFER_BYTES // (8 * parameters + 1)))
+        self._parameters = parameters
+        self._scalars: list[tuple[Any, ...]] = []
+        self._lrs: list[tuple[float, ...]] = []
+        self._norm = np.empty((self._capacity, parameters), np.float32)
+        self._max = np.empty((self._capacity, parameters), np.float32)
+
+    @property
+    def count(self) -> int:
+        return len(self._scalars)
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self._capacity
+
+    def add(self, scalars: tuple[Any, ...], lr: tuple[float, ...], norm: NDArray[Any], peak: NDArray[Any]) -> None:
+        place = self.count
+        _store(self._norm[place], norm)
+        _store(self._max[place], peak)
+        self._scalars.append(scalars)
+        self._lrs.append(lr)
+
+    def take(self) -> pa.RecordBatch:
+        count = self.count
+        step, elapsed, loss, norm, scale, limit, skipped, nonfinite, micro = zip(*self._scalars, strict=True)
+        columns = [step, elapsed, loss, self._lrs, norm, scale, limit, skipped, nonfinite, micro]
+        arrays = [pa.array(c, t) for c, t in zip(columns, self.schema.types, strict=False)]
+        arrays += [self._matrix(self._norm[:count]), self._matrix(self._max[:count])]
+        self._scalars, self._lrs = [], []
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _matrix(self, values: NDArray[np.float32]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self._parameters)
+
+
+def _store(target: NDArray[np.float32], values: NDArray[Any]) -> None:
+    """Copy as float32; a finite value beyond float32 stays finite, since infinite means a nonfinite gradient."""
+    if values.dtype == np.float32:
+        target[:] = values
+        return
+    finite = np.isfinite(values)
+    target[:] = np.where(finite, np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX), values)
+
+
+def write_header(directory: Path, header: Header) -> None:
+    """Write `run.json` so that a reader sees the old one or the new one, never half."""
+    path = directory / tables.HEADER_FILE
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(to_json(header), indent=1, default=str), encoding="utf-8")
+    scratch.replace(path)

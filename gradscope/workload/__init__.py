@@ -1,0 +1,1 @@
+"""From a spec file to a workload: model, data, loss, optimizer, plan. This side imports torch."""
