@@ -37,7 +37,8 @@ class Workload:
     """Everything needed to train: what capture.loop steps through.
 
     `training_step(model, batch)` returns the scalar loss tensor. `schedulers` are stepped once an optimizer step.
-    `pieces` say where each part came from. Batches are moved to `device` by the loop.
+    `pieces` say where each part came from. Batches are moved to `device` by the loop, which also makes the loss `scaler`
+    where the precision needs one.
     """
 
     name: str
@@ -53,3 +54,4 @@ class Workload:
     device: torch.device
     synthetic_data: bool = False
     inferred_loss: bool = False
+    scaler: torch.amp.GradScaler | None = None

@@ -1,0 +1,115 @@
+"""Names a model's parameters and layers, and finds the live tensors behind the names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from gradscope.runs.schema import Group, Optimizer, Parameter
+
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+UNOWNED = "(no module)"
+
+Models = nn.Module | Mapping[str, nn.Module]
+
+
+class Description(NamedTuple):
+    """What is recorded: `tensors[i]` is the live tensor that `parameters[i]` names."""
+
+    parameters: tuple[Parameter, ...]
+    optimizer: Optimizer | None
+    tensors: tuple[torch.Tensor, ...]
+
+
+class _Found(NamedTuple):
+    tensor: torch.Tensor
+    names: list[str]
+    layer: str
+    type: str
+    order: int
+
+
+def describe(model: Models, optimizers: Sequence[torch.optim.Optimizer] = ()) -> Description:
+    """Every parameter of `model`, once, in registration order, then those that only an optimizer holds.
+
+    Several models come as a mapping; their names then begin with the key. `order` is the layer's place in registration
+    until a forward pass was seen. Names leave out what wraps a module (torch.compile, DDP, FSDP, checkpointing).
+    """
+    found: dict[int, _Found] = {}
+    for order, (layer, module) in enumerate(layer_modules(model).items()):
+        for name, tensor in module.named_parameters(recurse=False):
+            full = f"{layer}.{name}" if layer else name
+            known = found.setdefault(id(tensor), _Found(tensor, [], layer, type(module).__name__, order))
+            known.names.append(full)
+    for i, held in enumerate(_held(optimizers)):
+        if id(held) not in found:
+            found[id(held)] = _Found(held, [f"{UNOWNED}.{i}"], UNOWNED, type(held).__name__, len(found))
+    parameters = tuple(_parameter(one) for one in found.values())
+    places = {key: i for i, key in enumerate(found)}
+    return Description(parameters, describe_optimizer(optimizers, places), tuple(one.tensor for one in found.values()))
+
+
+def layer_modules(model: Models) -> dict[str, nn.Module]:
+    """The modules that own parameters, by the name a run gives their layer, in registration order."""
+    models = {"": model} if isinstance(model, nn.Module) else dict(model)
+    layers: dict[str, nn.Module] = {}
+    for key, root in models.items():
+        for path, module in unwrap(root).named_modules():
+            if any(True for _ in module.named_parameters(recurse=False)):
+                layers[".".join(part for part in (key, clean_name(path)) if part)] = module
+    return layers
+
+
+def clean_name(path: str) -> str:
+    """A dotted path without the parts that wrappers add."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own model inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def describe_optimizer(optimizers: Sequence[torch.optim.Optimizer], places: Mapping[int, int]) -> Optimizer | None:
+    """The optimizers as one, groups in order. `places` maps the id of a tensor to its index."""
+    if not optimizers:
+        return None
+    groups = tuple(
+        Group(float(group.get("lr", float("nan"))), tuple(places[id(p)] for p in group["params"] if id(p) in places))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    )
+    return Optimizer(" + ".join(type(one).__name__ for one in optimizers), groups, _settings(optimizers[0]))
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in optimizer.defaults.items()}
+    return {key: v for key, v in plain.items() if v is None or isinstance(v, bool | int | float | str | list)}
+
+
+def _held(optimizers: Sequence[torch.optim.Optimizer]) -> Iterable[torch.Tensor]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
+
+
+def _parameter(found: _Found) -> Parameter:
+    return Parameter(
+        name=found.names[0],
+        layer=found.layer,
+        type=found.type,
+        shape=tuple(found.tensor.shape),
+        dtype=str(found.tensor.dtype).removeprefix("torch."),
+        order=found.order,
+        trainable=found.tensor.requires_grad,
+        shared_with=tuple(found.names[1:]),
+    )

@@ -1,0 +1,212 @@
+"""The training loop that records: one optimizer step, and a window of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradscope.capture.clipping import clip_grad_norm_
+from gradscope.capture.probes import Probe
+from gradscope.capture.recorder import Reading, Recorder
+from gradscope.capture.scaling import autocast, scaler_of
+from gradscope.errors import GradscopeError, SpecError, UserCodeError
+from gradscope.runs.schema import Ending
+from gradscope.workload.model import DataEndedError, Workload
+
+AFTERMATH = 3
+"""Steps still taken after the first nonfinite one, so that the run shows how it spreads."""
+
+
+@dataclass(frozen=True)
+class StepSeen:
+    """One recorded step, for a live display. `index`: its step of the plan; `position`: the how-manieth it was."""
+
+    position: int
+    index: int
+    loss: float
+    global_norm: float
+    reading: Reading | None
+
+
+def step_once(
+    workload: Workload, index: int, recorder: Recorder, *, max_norm: float | None = None, schedule: bool = True
+) -> float:
+    """Take optimizer step `index` of the plan and record it; returns its loss, the mean of its micro-steps.
+
+    Raises:
+        SpecError: the loss is not a scalar, or has no gradient.
+        UserCodeError: the user's code raised.
+        DataEndedError: the data has no such batch.
+    """
+    try:
+        return _step(workload, index, recorder, max_norm, schedule)
+    except (GradscopeError, DataEndedError):
+        raise
+    except Exception as error:
+        raise _user_error(error, workload, index, recorder) from error
+
+
+def run_steps(
+    workload: Workload,
+    recorder: Recorder,
+    steps: Iterable[int],
+    *,
+    probes: Sequence[Probe] = (),
+    probe_steps: Collection[int] = (),
+    max_norm: float | None = None,
+    on_step: Callable[[StepSeen], None] | None = None,
+) -> Ending:
+    """Take `steps` of the plan in turn and say how that ended; the recorder stays open.
+
+    `probe_steps` are steps of the plan on which `probes` are placed. Ctrl-C and the end of the data end the window, a
+    nonfinite loss or norm ends it a few steps later.
+
+    Raises:
+        SpecError, UserCodeError: as for `step_once`; the rows so far are kept.
+    """
+    broke: int | None = None
+    for position, index in enumerate(steps):
+        at = recorder.step
+        if broke is not None and at > broke + AFTERMATH:
+            break
+        try:
+            loss = _probed(workload, index, recorder, probes if index in probe_steps else (), max_norm)
+        except DataEndedError as error:
+            return Ending("finished", at, f"the data ended: {error}" if str(error) else "the data ended")
+        except KeyboardInterrupt:
+            return Ending("interrupted", at)
+        seen = StepSeen(position, index, loss, recorder.global_norm, recorder.last)
+        if broke is None and not recorder.last_skipped and not math.isfinite(loss + seen.global_norm):
+            broke = at
+        if on_step:
+            on_step(seen)
+    return Ending("finished", recorder.step) if broke is None else Ending("nonfinite", broke)
+
+
+def _probed(
+    workload: Workload, index: int, recorder: Recorder, probes: Sequence[Probe], max_norm: float | None
+) -> float:
+    row = recorder.step
+
+    def emit(probe: str, subjects: Sequence[str], values: Sequence[float], index: Sequence[int] | None = None) -> None:
+        recorder.probe(probe, subjects, values, index, step=row)
+
+    begun: list[Probe] = []
+    try:
+        for probe in probes:
+            begun.append(probe)
+            probe.begin(row)
+        return step_once(workload, index, recorder, max_norm=max_norm)
+    finally:
+        for probe in begun:
+            probe.end(row, emit)
+
+
+def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, schedule: bool) -> float:
+    scaler = scaler_of(workload)
+    losses: list[float] = []
+
+    def gradients() -> torch.Tensor:
+        for optimizer in workload.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total = _accumulate(workload, index, recorder if not losses else None, scaler)
+        losses.append(total.item())
+        for optimizer in workload.optimizers:
+            if scaler:
+                scaler.unscale_(optimizer)
+        recorder.measure(max_norm=max_norm, loss_scale=scaler.get_scale() if scaler else None)
+        if max_norm is not None:
+            clip_grad_norm_(recorder.tensors, max_norm)
+        return total
+
+    skipped = _update(workload, gradients, scaler)
+    rates = [group["lr"] for optimizer in workload.optimizers for group in optimizer.param_groups]
+    recorder.finish_step(skipped=skipped, lr=[float(rate) for rate in rates])
+    if schedule and not skipped:
+        for scheduler in workload.schedulers:
+            scheduler.step()
+    return losses[0]
+
+
+def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scaler: Any) -> torch.Tensor:
+    """Forward and backward over the step's micro-steps; the mean loss."""
+    count = workload.plan.accumulate
+    total = torch.zeros(())
+    for micro in range(index * count, (index + 1) * count):
+        batch = to_device(workload.batches.at(micro), workload.device)
+        with autocast(workload):
+            loss = workload.training_step(workload.model, batch)
+        loss = _scalar(loss, workload)
+        if recorder:
+            recorder.observe(loss, batch=micro)
+        total = total + loss.detach().cpu() / count
+        loss = loss / count if count > 1 else loss
+        (scaler.scale(loss) if scaler else loss).backward()
+    return total
+
+
+def _update(workload: Workload, gradients: Callable[[], torch.Tensor], scaler: Any) -> bool:
+    """One step of every optimizer; whether the scaler skipped it."""
+    closures = [one for one in workload.optimizers if isinstance(one, torch.optim.LBFGS)]
+    if not closures:
+        gradients()
+    for optimizer in workload.optimizers:
+        if optimizer in closures:
+            optimizer.step(torch.enable_grad()(gradients))  # type: ignore[no-untyped-call]  # torch leaves LBFGS.step untyped
+        elif scaler:
+            scaler.step(optimizer)
+        else:
+            optimizer.step()
+    if not scaler:
+        return False
+    before = scaler.get_scale()
+    scaler.update()
+    return bool(scaler.get_scale() < before)
+
+
+def _scalar(loss: Any, workload: Workload) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor):
+        raise SpecError(f"{workload.source}: the loss is a {type(loss).__name__}, not a tensor; return a scalar tensor")
+    if loss.numel() != 1:
+        raise SpecError(
+            f"{workload.source}: the loss has shape {tuple(loss.shape)}, not one number; "
+            "reduce it, for example with .mean()"
+        )
+    if not loss.requires_grad:
+        raise SpecError(
+            f"{workload.source}: the loss has no gradient; it must be computed from the model's trainable parameters, "
+            "outside torch.no_grad() and without .detach() or .item()"
+        )
+    return loss.reshape(())
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it moved to `device`; containers keep their type."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+        return moved if type(batch) is dict else _rebuilt(batch, moved)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def _rebuilt(batch: Any, moved: dict[Any, Any]) -> Any:
+    if hasattr(batch, "to"):
+        return batch
+    try:
+        return type(batch)(moved)
+    except TypeError:
+        return moved
+
+
+def _user_error(error: Exception, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
+    path = str(recorder.directory) if recorder.writes else None
+    return UserCodeError(f"{workload.source}: step {index} raised {type(error).__name__}: {error}", run_path=path)
