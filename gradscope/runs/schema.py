@@ -82,14 +82,16 @@ class Plan:
 class Trial:
     """What a child run tried.
 
-    `kind`: rehearsal | replay | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and learning
+    `kind`: rehearsal | replay | sweep | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and learning
     rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
-    `note`: in plain words, what differs from the run itself.
+    `lr_at`: `planned` (lr_factor × the planned rate of each index) or `peak` (× the highest planned rate still to come).
+    A `sweep` only looks: the loss of each batch, no step. `note`: in plain words, what differs from the run itself.
     """
 
     kind: str
     name: str
     lr_factor: float = 1.0
+    lr_at: str = "planned"
     max_norm: float | None = None
     start: str = "window"
     indexes: tuple[int, ...] = ()
@@ -146,6 +148,8 @@ class Header:
     first_nonfinite: Offender | None = None
     notes: tuple[str, ...] = ()
     overhead_s: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the analysis was asked for: enough to do it again."""
     unmeasured: dict[str, str] = field(default_factory=dict)
     """Layers that a probe could not measure, each with the reason."""
 

@@ -1,0 +1,83 @@
+"""Options and small helpers that several commands share."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradscope.errors import UsageError
+
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A path, an id or its prefix, or latest (the default).")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="TARGET", help="path/model.py, path/model.py:NAME or pkg.module[:NAME].")
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", "-f", help="table, json, jsonl, csv, markdown, html, github or sarif; else by -o's suffix."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")]
+
+SEVERITIES = ("info", "warning", "critical")
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `5m` or `1h` as seconds.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match:
+        raise UsageError(f"--budget {text!r}: write seconds, or a number with s, m or h, such as 5m")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def emit(text: str, output: Path | None) -> None:
+    """Write an answer to `output`, or to stdout.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    tell(f"wrote {output}")
+
+
+def tell(text: str) -> None:
+    """A line of progress or advice, on stderr: stdout is the answer alone."""
+    sys.stderr.write(text + "\n")
+
+
+def load(reference: str | None) -> Any:
+    """The Run that a RUN argument names."""
+    from gradscope.runs.catalogue import find_run
+    from gradscope.runs.reader import load_run
+
+    return load_run(find_run(reference))
+
+
+def fails(report: Any, fail_on: str | None) -> bool:
+    """Whether a finding is at or above the severity.
+
+    Raises:
+        UsageError: no such severity.
+    """
+    if fail_on is None or fail_on == "none":
+        return False
+    if fail_on not in SEVERITIES:
+        raise UsageError(f"--fail-on {fail_on!r}: write none, {', '.join(SEVERITIES)}")
+    least = SEVERITIES.index(fail_on)
+    return any(SEVERITIES.index(finding.severity) >= least for finding in report.diagnosis.findings)

@@ -1,0 +1,40 @@
+"""`gradscope report`: one self-contained page of a run, or its figures."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradscope.cli.options import FormatOption, RunArgument, emit, load, tell
+from gradscope.cli.show import rendered
+
+
+def report_command(
+    run: RunArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="report.html, .json, .md, …")] = Path("report.html"),
+    output_format: FormatOption = None,
+    figures: Annotated[Path | None, typer.Option("--figures", help="Write the figures to this folder instead.")] = None,
+    compare: Annotated[str | None, typer.Option("--compare", help="A second run, side by side.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write the report of a run to a file: a page by default."""
+    from gradscope.report.build import build_report
+
+    report = build_report(load(run))
+    if figures is not None:
+        from gradscope.report.figures import save_figures
+
+        for path in save_figures(report, figures, output_format or "svg"):
+            tell(f"wrote {path}")
+        return
+    if compare is not None:
+        from gradscope.report.compare import compare_html
+
+        emit(compare_html(report, build_report(load(compare))), output)
+    else:
+        emit(rendered(report, output_format, output), output)
+    if open_page:
+        webbrowser.open(output.resolve().as_uri())

@@ -1,0 +1,35 @@
+"""`gradscope show`: the report of a run in the terminal, or in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradscope.cli.options import FormatOption, OutputOption, RunArgument, emit, fails, load, tell
+
+
+def show_command(
+    run: RunArgument = None,
+    output_format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Exit 1 on a finding of this severity: info, warning or critical.")
+    ] = None,
+) -> None:
+    """Show the report of a run: verdict, layers at risk, threshold, findings."""
+    from gradscope.report.build import build_report
+
+    report = build_report(load(run))
+    emit(rendered(report, output_format, output), output)
+    tell(f"from {report.run.path}\nas a page: gradscope report {report.run.id} --open")
+    if fails(report, fail_on):
+        raise typer.Exit(1)
+
+
+def rendered(report: Any, output_format: str | None, output: Path | None) -> str:
+    """The report in the format asked for, or by the file's suffix, or as a table."""
+    from gradscope.report.renderers import format_of, renderer
+
+    return renderer(format_of(output_format, output))(report)

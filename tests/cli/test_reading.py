@@ -1,0 +1,161 @@
+"""The commands that read runs: recommend, show, report, runs, export, explain."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradscope.runs.catalogue import new_run_directory
+from gradscope.runs.run import Run
+from tests.builders import make_run
+from tests.cli.run import gradscope
+
+NORMS = [1.0 + (i * 7 % 20) / 10 for i in range(100)]
+
+
+@pytest.fixture
+def recorded(here: Path) -> Run:
+    new_run_directory("handmade").parent.mkdir(exist_ok=True)
+    return make_run(here / ".gradscope" / "runs", NORMS, loss=[2.0 - i / 100 for i in range(100)])
+
+
+def test_quiet_recommend_prints_the_percentile_alone(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "recommend", "-q")
+    assert result.code == 0
+    assert float(result.out) == pytest.approx(np.percentile(NORMS, 95), rel=1e-5)
+    assert result.err == ""
+
+
+def test_recommend_tells_what_it_rests_on(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "recommend", recorded.id[:30], "-p", "50", "-p", "95")
+    assert f"max_norm = {np.percentile(NORMS, 50):.4g}" in result.out
+    assert "100 steps" in result.out
+    assert "pre-clip" in result.out
+    assert "verified   no" in result.out
+    assert str(recorded.path) in result.err
+
+
+def test_recommend_as_json_and_per_layer(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = json.loads(gradscope(capsys, "recommend", "--format", "json", "--per-layer").out)
+    assert answer["max_norm"] == pytest.approx(np.percentile(NORMS, 95))
+    assert {layer["layer"] for layer in answer["layers"]} == {"fc1", "fc2", "fc3"}
+
+
+def test_recommend_by_value(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "recommend", "--by", "value", "-q")
+    assert float(result.out) == pytest.approx(np.percentile(NORMS, 95) / math.sqrt(3) / 2, rel=1e-4)
+
+
+def test_recommend_for_a_framework(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "recommend", "--for", "lightning")
+    assert re.search(r"gradient_clip_val=[\d.]+", result.out)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("recommend", "-p", "101"), "101"),
+        (("recommend", "--by", "size"), "norm or value"),
+        (("recommend", "--for", "fortran"), "fortran"),
+        (("recommend", "nothing-like-it"), "gradscope runs"),
+        (("recommend", "--format", "xml"), "table or json"),
+        (("show", "--format", "xml"), "xml"),
+        (("show", "--fail-on", "sometimes"), "sometimes"),
+        (("runs", "--format", "xml"), "table, json or jsonl"),
+        (("explain", "GS999"), "GS999"),
+        (("export",), "say where to"),
+        (("export", "-o", "x.docx"), ".docx"),
+        (("export", "--to", "paper"), "paper"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_write(
+    args: tuple[str, ...], said: str, recorded: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gradscope(capsys, *args)
+    assert result.code == 2
+    assert said in result.err
+    assert result.out == ""
+
+
+def test_no_runs_yet(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gradscope analyze" in gradscope(capsys, "runs").err
+    result = gradscope(capsys, "recommend")
+    assert result.code == 2
+    assert "gradscope analyze" in result.err
+
+
+def test_only_nonfinite_norms_is_nothing_measured(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here, [math.inf] * 30)
+    result = gradscope(capsys, "recommend", str(run.path))
+    assert result.code == 5
+    assert "nan" not in (result.out + result.err).lower().replace("finance", "")
+
+
+def test_runs_lists_them(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recorded.id in gradscope(capsys, "runs").out
+    assert json.loads(gradscope(capsys, "runs", "--format", "json").out)[0]["id"] == recorded.id
+    assert json.loads(gradscope(capsys, "runs", "--format", "jsonl").out)["ended"].startswith("finished")
+
+
+def test_an_unreadable_run_is_listed_as_such(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (recorded.path / "run.json").write_text("{", encoding="utf-8")
+    assert "unreadable" in gradscope(capsys, "runs").out
+
+
+def test_show_names_the_run_and_fails_on_demand(recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "show")
+    assert result.code == 0
+    assert recorded.id in result.err
+    exploding = make_run(here / "other", [1.0] * 20 + [math.inf] * 3)
+    assert gradscope(capsys, "show", str(exploding.path), "--fail-on", "critical").code == 1
+    assert gradscope(capsys, "show", str(exploding.path), "--fail-on", "none").code == 0
+
+
+@pytest.mark.parametrize("suffix", ["html", "json", "md", "csv", "jsonl", "sarif"])
+def test_report_takes_the_format_from_the_suffix(
+    suffix: str, recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gradscope(capsys, "report", "-o", f"report.{suffix}")
+    assert result.code == 0
+    text = (here / f"report.{suffix}").read_text(encoding="utf-8")
+    assert "fc1" in text
+    if suffix in ("json", "sarif"):
+        json.loads(text)
+
+
+def test_an_unwritable_file_is_said(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "report", "-o", "no/such/folder/report.html")
+    assert result.code == 2
+    assert "no/such/folder/report.html" in result.err
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "json"])
+def test_export_holds_every_step_and_layer(
+    suffix: str, recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pandas as pd
+
+    assert gradscope(capsys, "export", "-o", f"x.{suffix}").code == 0
+    table = getattr(pd, f"read_{suffix}")(here / f"x.{suffix}")
+    assert table["global_norm"].tolist() == pytest.approx(NORMS)
+    assert table["grad_norm/fc2"].tolist() == pytest.approx([n / math.sqrt(3) for n in NORMS], rel=1e-6)
+
+
+def test_explain_prints_the_rule(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    result = gradscope(capsys, "explain", "GS101")
+    assert "What it detects" in result.out
+    assert "What to do" in result.out
+
+
+def test_compare(recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_run(here / "other", [5 * n for n in NORMS])
+    result = gradscope(capsys, "compare", recorded.id, str(other.path))
+    assert result.code == 0
+    assert "fc1" in result.out
+    assert gradscope(capsys, "compare", recorded.id, str(other.path), "-o", "both.html").code == 0
+    assert (here / "both.html").read_text(encoding="utf-8").startswith("<!doctype html>")
