@@ -40,7 +40,7 @@ def make_run(
     *,
     grad_norm: Any = None,
     loss: Sequence[float] | None = None,
-    probes: Sequence[tuple[int, str, Sequence[str], Sequence[float]]] = (),
+    probes: Sequence[tuple[Any, ...]] = (),
     trials: Mapping[str, tuple[Trial, Sequence[float], Sequence[float]]] | None = None,
     ending: Ending | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
@@ -49,19 +49,22 @@ def make_run(
     """Write a run and read it back.
 
     `norms` are the global norms, spread evenly over the layers unless `grad_norm` (T × P) is given. `trials` maps a name
-    to (trial, losses, global norms). `columns` sets further columns of the rows (`skipped`, `max_norm`, `lr`, …).
+    to (trial, losses, global norms). `columns` sets further columns of the rows (`skipped`, `max_norm`, `lr`, …), `probes`
+    are the arguments of `RunWriter.probe`, in order.
     """
     head = make_header(**header)
     count = len(head.parameters)
     if grad_norm is None:
-        grad_norm = np.repeat(np.asarray(norms or [], float)[:, None] / np.sqrt(count), count, axis=1)
+        grad_norm = np.repeat(
+            np.asarray([] if norms is None else norms, float)[:, None] / np.sqrt(count), count, axis=1
+        )
     matrix = np.asarray(grad_norm, float).reshape(-1, count)
     totals = np.sqrt(np.nansum(matrix**2, axis=1)) if norms is None else np.asarray(norms, float)
     totals = np.where(np.isnan(matrix).any(axis=1) & (norms is None), np.nan, totals)
     writer = RunWriter(folder / f"20261123T000000Z-handmade-{secrets.token_hex(2)}", head)
     _rows(writer, totals, loss if loss is not None else np.ones(len(totals)), matrix, columns or {})
-    for step, probe, subjects, values in probes:
-        writer.probe(step, probe, subjects, values)
+    for probe in probes:
+        writer.probe(*probe)
     for trial, losses, trial_norms in (trials or {}).values():
         child = writer.trial(trial)
         _rows(child, np.asarray(trial_norms, float), losses, np.ones((len(losses), count)), {})

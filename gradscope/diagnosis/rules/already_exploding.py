@@ -1,0 +1,64 @@
+"""GS201 already-exploding: the training explodes within the recorded steps.
+
+What it detects
+    A loss or gradient norm that is nonfinite, or far above where it began, at the end of the recorded steps.
+Why it matters
+    It is the one case that recorded steps alone prove. Percentiles of such norms are percentiles of the explosion.
+How it decides
+    Any nonfinite loss, or any nonfinite gradient that was not skipped; or median of the last 10 |loss| > 10 × median of
+    the first 5, while the loss rose; or median of the last 10 gradient norms > 100 × median of the first 10. Units:
+    multiples of the run's own beginning, so the scale of the loss does not matter. At least 15 steps for the comparisons.
+Known problems
+    An explosion later than the recorded steps is not seen: no number read from the norms of a window foresees it (AUROC .48
+    to .77 over 673 small trainings with known outcome). That is what rehearsals are for. Norms read after clipping
+    cannot show it: then the loss alone is judged.
+What to do
+    Lower the learning rate, lengthen the warm-up, or clip; let gradscope try thresholds and remedies on rehearsals.
+References
+    Measured on 673 small trainings of 11 kinds: recall .915, false alarms .002. Pascanu, Mikolov, Bengio 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.series import finding
+from gradscope.diagnosis.window import LEAST, enough, explosion
+from gradscope.runs.run import Run
+
+CODE, NAME = "GS201", "already-exploding"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`least`: steps needed to compare the end with the beginning."""
+
+    least: int = LEAST
+
+
+DEFAULTS = Settings()
+
+
+def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
+    """One finding when the recorded steps explode."""
+    seen = explosion(run)
+    if seen is None and not enough(run):
+        raise CannotRunError(f"fewer than {settings.least} steps with a finite loss or gradient norm")
+    if seen is None:
+        return
+    yield finding(
+        CODE,
+        NAME,
+        "critical",
+        f"The training explodes in the {len(run.step)} recorded steps, from about step {seen.first_step}: {seen.reason}.",
+        "Lower the learning rate, lengthen the warm-up, or clip; thresholds from these steps are not to be trusted.",
+        steps=(seen.first_step, int(run.step[-1])),
+        value=seen.value,
+        limit=seen.limit,
+        unit="times the beginning",
+    )
+
+
+RULE = Rule(CODE, NAME, check)

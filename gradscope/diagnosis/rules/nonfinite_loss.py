@@ -1,0 +1,68 @@
+"""GS102 nonfinite-loss: the loss became infinite or NaN.
+
+What it detects
+    Steps whose loss is infinite or NaN.
+Why it matters
+    Every gradient computed from such a loss is useless, and one optimizer step with it ruins the weights.
+How it decides
+    Counts recorded steps whose loss is not a finite number. Unit: steps. Default limit: 0. A run in which no loss was
+    recorded at all cannot be judged.
+Known problems
+    A step whose loss was not recorded in a run that otherwise holds losses looks like NaN, and is reported.
+What to do
+    If the gradient norm grew in the steps before, it is an explosion: lower the learning rate, lengthen the warm-up or clip.
+    If it came out of nothing, look at that step's batch and at divisions, logarithms and square roots in the loss.
+References
+    IEEE 754 arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.series import count, finding, number
+from gradscope.diagnosis.window import nonfinite_losses
+from gradscope.runs.run import Run
+
+CODE, NAME = "GS102", "nonfinite-loss"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`allowed`: steps with a nonfinite loss that are no finding."""
+
+    allowed: int = 0
+
+
+DEFAULTS = Settings()
+
+
+def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
+    """One finding for the first nonfinite loss."""
+    bad = nonfinite_losses(run)
+    if np.isnan(run.loss).all() and not bad.any():
+        raise CannotRunError("no loss was recorded")
+    rows = np.flatnonzero(bad)
+    if len(rows) <= settings.allowed:
+        return
+    row = int(rows[0])
+    before = run.loss[row - 1] if row else float("nan")
+    was = f"; one step earlier it was {number(float(before))}" if np.isfinite(before) else ""
+    yield finding(
+        CODE,
+        NAME,
+        "critical",
+        f"The loss is {run.loss[row]} at step {run.step[row]}{was} ({count(len(rows), 'step')} of {len(bad)} in all).",
+        "If the gradient norm grew before, lower the learning rate or clip; if not, look at this step's batch.",
+        steps=(int(run.step[row]), int(run.step[rows[-1]])),
+        value=len(rows),
+        limit=float(settings.allowed),
+        unit="steps",
+    )
+
+
+RULE = Rule(CODE, NAME, check)

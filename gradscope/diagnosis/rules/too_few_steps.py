@@ -1,0 +1,58 @@
+"""GS501 too-few-steps: the run is too short for its numbers to mean much.
+
+What it detects
+    Fewer than 20 steps with a finite gradient norm.
+Why it matters
+    The 95th percentile of 12 norms is little more than their maximum, and spikes, growth and explosion cannot be judged.
+How it decides
+    Counts steps that were taken and have a finite norm. Fires below 20. Unit: steps. For orientation: an upper 95 %
+    confidence bound on the 95th percentile needs 59.
+Known problems
+    None: it only counts.
+What to do
+    Record more steps: `--steps 100`.
+References
+    Order statistics: .95^59 < .05.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradscope.diagnosis.model import Finding, Rule
+from gradscope.diagnosis.series import count, finding
+from gradscope.runs.run import Run
+
+CODE, NAME = "GS501", "too-few-steps"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`least` steps with a finite norm that are enough."""
+
+    least: int = 20
+
+
+DEFAULTS = Settings()
+
+
+def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
+    """One finding when there are fewer steps than `least`."""
+    measured = int(run.measured.sum())
+    if measured >= settings.least:
+        return
+    total = f" of {len(run.step)} recorded" if measured < len(run.step) else ""
+    yield finding(
+        CODE,
+        NAME,
+        "warning",
+        f"Only {count(measured, 'step')}{total} with a finite gradient norm; {settings.least} are needed for a judgement.",
+        "Record more steps, for example with --steps 100.",
+        value=measured,
+        limit=float(settings.least),
+        unit="steps",
+    )
+
+
+RULE = Rule(CODE, NAME, check)

@@ -1,0 +1,122 @@
+"""What the rules share: usable norms and losses, running medians, numbers in words. No rule decides anything here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.diagnosis.model import CannotRunError, Finding, Severity
+from gradscope.runs.run import Floats, Run
+
+Bools = NDArray[np.bool_]
+
+
+def finding(
+    code: str,
+    rule: str,
+    severity: Severity,
+    message: str,
+    advice: str,
+    *,
+    subject: str | None = None,
+    steps: tuple[int | None, int | None] = (None, None),
+    value: float | None = None,
+    limit: float | None = None,
+    unit: str | None = None,
+) -> Finding:
+    """A Finding whose numbers are plain floats; a nonfinite `value` becomes None, since the message tells of it."""
+    kept = float(value) if value is not None and np.isfinite(value) else None
+    return Finding(code, rule, severity, subject, steps[0], steps[1], kept, limit, unit, message, advice)
+
+
+def unscaled_norms(run: Run) -> Floats:
+    """(T,): global norms with the loss scale divided out where the run holds scaled gradients and the scale."""
+    if run.header.gradients_are == "scaled":
+        scale = np.where(np.isfinite(run.loss_scale) & (run.loss_scale > 0), run.loss_scale, np.nan)
+        return np.asarray(run.global_norm / scale, float)
+    return run.global_norm
+
+
+def read_at(run: Run) -> str:
+    """`pre-clip` or `post-clip`."""
+    return run.header.measured_at.replace("_", "-")
+
+
+def usable(run: Run) -> Bools:
+    """(T,): steps that were taken, with a finite global norm above zero."""
+    norms = unscaled_norms(run)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(run.measured & np.isfinite(norms) & (norms > 0))
+
+
+def pre_clip_norms(run: Run, least: int) -> tuple[NDArray[np.int64], Floats]:
+    """The steps and norms of `usable`.
+
+    Raises:
+        CannotRunError: the norms were read after clipping, or there are fewer than `least` of them.
+    """
+    if run.header.measured_at == "post_clip":
+        raise CannotRunError("the norms were read after clipping, which hides every large one")
+    keep = usable(run)
+    if keep.sum() < least:
+        raise CannotRunError(f"{count(int(keep.sum()), 'step')} with a finite gradient norm; {least} are needed")
+    return run.step[keep], unscaled_norms(run)[keep]
+
+
+def running_median(values: Floats, width: int, least: int = 1) -> Floats:
+    """(T,): the median of up to `width` values before each one, the value itself left out; NaN before `least` of them."""
+    result = np.full(len(values), np.nan)
+    for i in range(max(1, least), min(width, len(values))):
+        result[i] = np.median(values[:i])
+    if len(values) > width:
+        windows = np.lib.stride_tricks.sliding_window_view(values[:-1], width)
+        result[width:] = np.median(windows, axis=1)
+    return result
+
+
+def median(values: Any) -> float:
+    """The median of the finite values; NaN when there is none."""
+    kept = np.asarray(values, float)
+    kept = kept[np.isfinite(kept)]
+    return float(np.median(kept)) if len(kept) else float("nan")
+
+
+def spread(values: Floats) -> float:
+    """1.4826 × the median absolute deviation: the standard deviation, where the values are normal."""
+    return 1.4826 * median(np.abs(values - median(values)))
+
+
+def robust_z(values: Floats) -> Floats:
+    """(x - median) / (1.4826·MAD + .05) over the finite values of x in log10; NaN stays NaN."""
+    return np.asarray((values - median(values)) / (spread(values) + 0.05), float)
+
+
+def log10(values: Any) -> Floats:
+    """log10 with NaN for what is not a finite number above zero."""
+    array = np.asarray(values, float)
+    good = np.isfinite(array) & (array > 0)
+    logs: Floats = np.log10(array, out=np.full(array.shape, np.nan), where=good)
+    return logs
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent between .001 and 100 000: `0.0421`, `1,240`, `3.1e+08`."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = 0 if abs(value) >= 100 else 3
+        return f"{value:,.0f}" if digits == 0 else f"{value:.3g}"
+    return f"{value:.2g}"
+
+
+def percent(fraction: float) -> str:
+    """A share in per cent; never rounded to 0 or 100 unless it is."""
+    text = f"{100 * fraction:.0f} %"
+    if text in ("0 %", "100 %") and fraction not in (0.0, 1.0):
+        return "< 1 %" if fraction < 0.5 else "> 99 %"
+    return text
+
+
+def count(amount: int, noun: str) -> str:
+    """`1 step`, `3 steps`."""
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")

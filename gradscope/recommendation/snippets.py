@@ -1,0 +1,76 @@
+"""The line to paste: a recommendation as each framework writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradscope.errors import UsageError
+from gradscope.recommendation.model import Recommendation
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one framework clips by the norm, by value (None: it cannot), and not at all. `{}` is the threshold."""
+
+    norm: str
+    value: str | None
+    off: str
+
+
+FORMS = {
+    "pytorch": Form(
+        "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})  # after backward(), before optimizer.step()",
+        "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})  # after backward(), before optimizer.step()",
+        "# no clipping: leave out torch.nn.utils.clip_grad_norm_",
+    ),
+    "lightning": Form(
+        'trainer = Trainer(gradient_clip_val={}, gradient_clip_algorithm="norm")',
+        'trainer = Trainer(gradient_clip_val={}, gradient_clip_algorithm="value")',
+        "trainer = Trainer(gradient_clip_val=None)",
+    ),
+    "transformers": Form(
+        "args = TrainingArguments(..., max_grad_norm={})",
+        None,
+        "args = TrainingArguments(..., max_grad_norm=0.0)  # 0 turns clipping off; the default is 1.0",
+    ),
+    "accelerate": Form(
+        "if accelerator.sync_gradients:\n    accelerator.clip_grad_norm_(model.parameters(), max_norm={})",
+        "if accelerator.sync_gradients:\n    accelerator.clip_grad_value_(model.parameters(), clip_value={})",
+        "# no clipping: leave out accelerator.clip_grad_norm_",
+    ),
+    "deepspeed": Form('"gradient_clipping": {}', None, '"gradient_clipping": 0.0'),
+    "torchtitan": Form("[training]\nmax_norm = {}", None, "[training]\nmax_norm = inf"),
+    "composer": Form(
+        'trainer = Trainer(..., algorithms=[GradientClipping(clipping_type="norm", clipping_threshold={})])',
+        'trainer = Trainer(..., algorithms=[GradientClipping(clipping_type="value", clipping_threshold={})])',
+        "# no clipping: leave GradientClipping out of the algorithms",
+    ),
+    "optax": Form(
+        "optimizer = optax.chain(optax.clip_by_global_norm({}), optimizer)",
+        "optimizer = optax.chain(optax.clip({}), optimizer)",
+        "# no clipping: leave optax.clip_by_global_norm out of the chain",
+    ),
+    "keras": Form(
+        "optimizer.global_clipnorm = {}  # or keras.optimizers.Adam(..., global_clipnorm={})",
+        "optimizer.clipvalue = {}  # or keras.optimizers.Adam(..., clipvalue={})",
+        "optimizer.global_clipnorm = None",
+    ),
+}
+
+
+def snippet(framework: str, recommendation: Recommendation) -> str:
+    """The line or lines that put `recommendation` to work in `framework`; the threshold has four digits.
+
+    Raises:
+        UsageError: an unknown framework, or one that cannot clip by value when that is asked.
+    """
+    form = FORMS.get(framework.lower())
+    if form is None:
+        raise UsageError(f"no snippet for {framework!r}; there are: {', '.join(FORMS)}")
+    if recommendation.max_norm is None:
+        return form.off
+    line = form.norm if recommendation.by == "norm" else form.value
+    if line is None:
+        able = ", ".join(name for name, other in FORMS.items() if other.value)
+        raise UsageError(f"{framework.lower()} cannot clip by value; these can: {able}")
+    return line.replace("{}", repr(float(f"{recommendation.max_norm:.4g}")))
