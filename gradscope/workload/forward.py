@@ -1,0 +1,145 @@
+"""From a batch to the model's output: which part is input, which is target, and what the output holds."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.errors import SpecError, UserCodeError
+from gradscope.workload.calls import required, user_line
+from gradscope.workload.target import Spec
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """`(arguments, keyword arguments, target)` of a batch; the target is None where the batch has none.
+
+    Raises:
+        TypeError: a form of batch that needs a `training_step`.
+    """
+    if isinstance(batch, torch.Tensor):
+        return (batch,), {}, None
+    if isinstance(batch, Mapping):
+        inputs = dict(batch)
+        key = next((k for k in TARGET_KEYS if k in inputs), None)
+        target = inputs[key] if key else None
+        if key and not _accepts(model, key):
+            del inputs[key]
+        return (), inputs, target
+    if isinstance(batch, tuple | list) and batch:
+        if len(batch) == 1:
+            return (batch[0],), {}, None
+        needed = required(model.forward)
+        if needed is not None and len(needed) == len(batch):
+            return tuple(batch), {}, batch[-1]
+        return tuple(batch[:-1]), {}, batch[-1]
+    raise TypeError(type(batch).__name__)
+
+
+def _accepts(model: nn.Module, key: str) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def loss_in(output: Any) -> torch.Tensor | None:
+    """The loss an output carries: `.loss`, `["loss"]`, a scalar output, or the only scalar of a tuple."""
+    held = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(held, torch.Tensor):
+        return held
+    parts = output if isinstance(output, tuple | list) else (output,)
+    scalars = [p for p in parts if isinstance(p, torch.Tensor) and p.ndim == 0 and p.is_floating_point()]
+    return scalars[0] if len(scalars) == 1 else None
+
+
+def logits_in(output: Any) -> torch.Tensor | None:
+    """The predictions of an output: a tensor, `.logits`, `["logits"]`, or the first tensor of a tuple."""
+    if isinstance(output, torch.Tensor):
+        return output
+    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(held, torch.Tensor):
+        return held
+    if isinstance(output, tuple | list):
+        return next((part for part in output if isinstance(part, torch.Tensor)), None)
+    return None
+
+
+def on_a_copy(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
+    """`use(model)` without a trace: on a deep copy, or, where it cannot be copied, with its buffers and mode put back.
+
+    torch's random state is put back too.
+    """
+    devices = [] if next(model.parameters()).device.type != "cuda" else [next(model.parameters()).device]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            twin = copy.deepcopy(model)
+        except Exception:
+            return _with_buffers_kept(model, use)
+        return use(twin)
+
+
+def _with_buffers_kept(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        return use(model)
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in kept:
+                    buffer.copy_(kept[name])
+
+
+def forward_error(spec: Spec, model: nn.Module, batch: Any, error: Exception) -> UserCodeError:
+    """What to say when the model cannot take its first batch: the layer, what it got, and the line."""
+    layer = failing_layer(error, model)
+    line = user_line(error, spec.path)
+    place = f" at {line}" if line else ""
+    inside = f" in layer `{layer[0]}` ({layer[1]})" if layer else ""
+    return UserCodeError(
+        f"{spec.path.name}: the model cannot take its first batch {describe(batch)}:{inside}{place} "
+        f"{type(error).__name__}: {error}\n    If the batch is not (input, target), write "
+        "`training_step(model, batch)` and return the loss."
+    )
+
+
+def failing_layer(error: BaseException, model: nn.Module) -> tuple[str, str] | None:
+    """The innermost module whose forward raised: its dotted path, and its class with what it was given."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and frame.f_code.co_name == "forward":
+            given = [v for k, v in frame.f_locals.items() if k in ("input", "x", "query", "inputs") and k != "self"]
+            shape = f" given {describe(given[0])}" if given and isinstance(given[0], torch.Tensor) else ""
+            found = (names[id(owner)] or type(owner).__name__, f"{_brief(owner)}{shape}")
+    return found
+
+
+def _brief(module: Any) -> str:
+    text = repr(module)
+    return text if len(text) <= 60 and "\n" not in text else type(module).__name__
+
+
+def describe(batch: Any) -> str:
+    """The shapes and dtypes of a batch: `(float32 (32, 3), int64 (32,))`."""
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(describe(part) for part in batch[:6]) + (", …" if len(batch) > 6 else "") + ")"
+    return type(batch).__name__
+
+
+def unknown_batch(spec: Spec, batch: Any) -> SpecError:
+    """The error for a batch whose form says nothing about input and target."""
+    return SpecError(
+        f"{spec.path.name}: a batch is a {type(batch).__name__}, which does not say what is input and what is target; write "
+        "`def training_step(model, batch): …` in the file and return the loss"
+    )
