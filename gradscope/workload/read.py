@@ -89,11 +89,17 @@ def _seed(source: Source, overrides: Overrides) -> int:
 
 def _data(spec: Spec, model: nn.Module, overrides: Overrides, seed: int) -> Data:
     size = setting(spec, overrides, "batch_size")
-    data = read_data(spec, model, data=overrides.data, target=overrides.target, batch_size=size, seed=seed)
+    data = read_data(
+        spec, model, data=_text(overrides.data), target=overrides.target_column, batch_size=size, seed=seed
+    )
     data = data or read_synthetic(spec, size, seed)
     if data is None:
         raise no_data(spec)
     return data
+
+
+def _text(data: object) -> str | None:
+    return None if data is None else str(data)
 
 
 def _check_first(spec: Spec, model: nn.Module, data: Data, device: torch.device) -> None:
