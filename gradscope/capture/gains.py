@@ -31,15 +31,17 @@ NAN = math.nan
 
 @dataclass
 class _Call:
-    """One call of one module. `end_*`: at the input of the next layer, or behind the last activation seen before it."""
+    """One call of one layer. `end_*`: behind the activations and norms that follow it directly, NaN where none does."""
 
     layer: str
     in_rms: float = NAN
     out_rms: float = NAN
-    end_rms: float = NAN
     out_grad: float = NAN
+    end_rms: float = NAN
     end_grad: float = NAN
-    end_is_final: bool = False
+    end_numel: int = 0
+    open: bool = True
+    normalised: bool = False
     incoming: _Incoming | None = None
 
     @property
@@ -76,22 +78,45 @@ class _Tape:
     """Everything seen during one step."""
 
     calls: list[_Call] = field(default_factory=list)
-    sources: dict[Node, _Call] = field(default_factory=dict)
+    chains: dict[Node, tuple[_Call, ...]] = field(default_factory=dict)
+    """Which calls' signal ends, for now, in the tensor that a node made."""
     handles: list[Any] = field(default_factory=list)
 
     def watch(self, target: Any, hook: Callable[..., None]) -> None:
         """Place a gradient hook on a tensor or a node of the graph."""
         self.handles.append(target.register_hook(hook))
 
+    def follow(
+        self, tensor: torch.Tensor, came_with: int, *, last: bool, normalised: bool = False
+    ) -> tuple[_Call, ...]:
+        """The open calls that `tensor` is computed from alone; their ends move to it.
+
+        `came_with`: elements that entered the module which made the tensor. Another number than the calls' own end means
+        that something else lies between. `last`: a layer with a matrix reads the tensor, so that the chain ends here.
+        """
+        chain = only_source(tensor.grad_fn, self.chains) or ()
+        reached = tuple(call for call in chain if call.open and call.end_numel == came_with)
+        for call in reached:
+            call.end_rms, call.end_grad, call.end_numel = rms(tensor), NAN, tensor.numel()
+            call.normalised |= normalised
+            if tensor.requires_grad:
+                self.watch(tensor, _keeps(call, "end_grad"))
+        if last:
+            for call in chain:
+                call.open = False
+        return reached
+
 
 class GainProbe:
     """Measures gains on sampled steps; `model` is a module. Subjects are layers, except where said otherwise.
 
     Emits, for each layer that ran: `in_rms`, `out_rms`, `grad_in_norm`, `grad_out_norm` (as the backward pass had them,
-    a loss scale included), `forward_gain`, `backward_gain`, and `forward_gain_with_activation`,
-    `backward_gain_with_activation`: up to the input of the next layer, where that is computed from this layer's output
-    alone. A layer called several times has the root mean square over its calls. On the first sampled step also
-    `init_scale`, by parameter: rms(weight)·√fan_in, with fan_in the number of elements in weight[0] (1 for a vector).
+    a loss scale included), `forward_gain`, `backward_gain`; `forward_gain_with_activation` and
+    `backward_gain_with_activation`, measured behind the activations and norms that follow the layer and take nothing but
+    its output, up to the next layer with a matrix; `normalised`, 1 where a norm is among them; and `forward_order`, the
+    layer's place in the forward pass. A layer called several times has the root mean square over its calls. On the first
+    sampled step also `init_scale`, by parameter: rms(weight)·√fan_in, with fan_in the number of elements of weight[0]
+    (1 for a vector).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -117,16 +142,12 @@ class GainProbe:
             if module in compiled:
                 self._unmeasured[name] = "runs inside torch.compile, where hooks are not called"
             else:
-                self._place(tape, _LayerHooks(name, tape, self._unmeasured), module)
-        own = set(layers.values())
-        for module in self._model.modules():
-            if module not in own and module not in compiled and not any(True for _ in module.children()):
-                self._place(tape, _BetweenHooks(tape), module)
-
-    def _place(self, tape: _Tape, hooks: _LayerHooks | _BetweenHooks, module: nn.Module) -> None:
-        if isinstance(hooks, _LayerHooks):
-            tape.handles.append(module.register_forward_pre_hook(hooks.before, with_kwargs=True))
-        tape.handles.append(module.register_forward_hook(hooks.after, with_kwargs=True))
+                hooks = _LayerHooks(name, tape, self._unmeasured)
+                tape.handles.append(module.register_forward_pre_hook(hooks.before, with_kwargs=True))
+                tape.handles.append(module.register_forward_hook(hooks.after, with_kwargs=True))
+        for module in set(self._model.modules()) - set(layers.values()) - compiled:
+            if not any(True for _ in module.children()):
+                tape.handles.append(module.register_forward_hook(_between(tape), with_kwargs=True))
 
     def end(self, step: int, emit: Emit) -> None:
         """Take every hook away and emit what was measured."""
@@ -147,92 +168,87 @@ class GainProbe:
         for probe, value_of in _QUANTITIES.items():
             known = {name: root_mean_square([value_of(call) for call in own]) for name, own in calls.items()}
             _emit_known(emit, probe, known)
+        if calls:
+            emit("forward_order", list(calls), [float(place) for place in range(len(calls))])
         if self._scales:
             _emit_known(emit, "init_scale", self._scales)
             self._scales = {}
 
 
 class _LayerHooks:
-    """The two forward hooks of one layer."""
+    """The two forward hooks of one layer. What they cannot read becomes a reason: they never break a training."""
 
     def __init__(self, layer: str, tape: _Tape, unmeasured: dict[str, str]) -> None:
         self._layer, self._tape, self._unmeasured = layer, tape, unmeasured
-        self._entered: list[tuple[_Call, tuple[torch.Tensor, Edge] | None]] = []
+        self._entered: list[tuple[_Call, int, tuple[torch.Size, Edge] | None]] = []
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        del module
         try:
-            self._enter(list(float_tensors((args, kwargs))))
-        except Exception as error:  # a measurement must never break the training it watches
-            self._unmeasured[self._layer] = f"its inputs could not be read: {error}"
+            self._enter(module, list(float_tensors((args, kwargs))))
+        except Exception as error:
+            self._unmeasured[self._layer] = f"its input could not be read: {error}"
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        del module, args, kwargs
+        del args, kwargs
         try:
-            self._leave(list(float_tensors(output)))
+            self._leave(module, list(float_tensors(output)))
         except Exception as error:
-            self._unmeasured[self._layer] = f"its outputs could not be read: {error}"
+            self._unmeasured[self._layer] = f"its output could not be read: {error}"
 
-    def _enter(self, inputs: list[torch.Tensor]) -> None:
+    def _enter(self, module: nn.Module, inputs: list[torch.Tensor]) -> None:
         call = _Call(self._layer)
         taking = next((one for one in inputs if one.requires_grad), None)
-        self._entered.append((call, None if taking is None else (taking.detach(), edge_of(taking))))
+        count = inputs[0].numel() if inputs else 0
+        self._entered.append((call, count, None if taking is None else (taking.shape, edge_of(taking))))
         if inputs:
             call.in_rms = rms(inputs[0])
-            self._close_previous(inputs[0], call.in_rms)
+            if _has_matrix(module):
+                self._tape.follow(inputs[0], count, last=True)
 
-    def _close_previous(self, tensor: torch.Tensor, size: float) -> None:
-        source = only_source(tensor.grad_fn, self._tape.sources)
-        if source is not None and not source.end_is_final:
-            source.end_is_final = True
-            _set_end(source, tensor, size, self._tape)
-
-    def _leave(self, outputs: list[torch.Tensor]) -> None:
-        call, taking = self._entered.pop()
+    def _leave(self, module: nn.Module, outputs: list[torch.Tensor]) -> None:
+        call, count, taking = self._entered.pop()
         self._tape.calls.append(call)
         if not outputs:
             return
         out = outputs[0]
-        call.out_rms = rms(out)
-        if not out.requires_grad:
-            return
-        self._tape.watch(out, _keeps(call, "out_grad"))
-        self._tape.sources[out.grad_fn] = call
-        if taking is not None:
-            self._read_incoming(call, outputs, *taking)
+        call.out_rms, call.end_numel = rms(out), out.numel()
+        before = () if _has_matrix(module) else self._tape.follow(out, count, last=False, normalised=_is_norm(module))
+        if out.requires_grad:
+            self._tape.watch(out, _keeps(call, "out_grad"))
+            self._tape.chains[out.grad_fn] = (*before, call)
+            if taking is not None:
+                self._read_incoming(call, outputs, *taking)
 
-    def _read_incoming(self, call: _Call, outputs: list[torch.Tensor], taken: torch.Tensor, edge: Edge) -> None:
-        nodes = uses([one for one in outputs if one.grad_fn is not None], edge)
+    def _read_incoming(self, call: _Call, outputs: list[torch.Tensor], shape: torch.Size, edge: Edge) -> None:
+        made = [one for one in outputs if one.grad_fn is not None]
+        nodes = uses(made, edge)
         if nodes is None:
             self._unmeasured[self._layer] = "its part of the autograd graph is too large to walk"
             return
-        call.incoming = _Incoming(taken.shape, sum(len(places) for _, places in nodes))
+        call.incoming = _Incoming(shape, sum(len(places) for _, places in nodes))
         for node, places in nodes:
             self._tape.watch(node, _adds(call.incoming, places))
 
 
-class _BetweenHooks:
-    """The forward hook of a module without parameters: an activation, a pooling, a dropout."""
+def _between(tape: _Tape) -> Callable[..., None]:
+    """The forward hook of a module without parameters: an activation, a pooling, a dropout, a norm without weights."""
 
-    def __init__(self, tape: _Tape) -> None:
-        self._tape = tape
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        entered, out = next(float_tensors((args, kwargs)), None), next(float_tensors(output), None)
+        if entered is not None and out is not None and out.grad_fn is not None:
+            reached = tape.follow(out, entered.numel(), last=False, normalised=_is_norm(module))
+            if reached:
+                tape.chains[out.grad_fn] = reached
 
-    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        del module, args, kwargs
-        out = next(float_tensors(output), None)
-        if out is None or out.grad_fn is None:
-            return
-        source = only_source(out.grad_fn, self._tape.sources)
-        if source is not None and not source.end_is_final:
-            self._tape.sources[out.grad_fn] = source
-            _set_end(source, out, rms(out), self._tape)
+    return hook
 
 
-def _set_end(call: _Call, tensor: torch.Tensor, size: float, tape: _Tape) -> None:
-    call.end_rms = size
-    call.end_grad = NAN
-    if tensor.requires_grad:
-        tape.watch(tensor, _keeps(call, "end_grad"))
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def _keeps(call: _Call, name: str) -> Callable[[torch.Tensor], None]:
@@ -264,6 +280,7 @@ _QUANTITIES: dict[str, Callable[[_Call], float]] = {
     "backward_gain": lambda call: _ratio(call.in_grad, call.out_grad),
     "forward_gain_with_activation": lambda call: _ratio(call.end_rms, call.in_rms),
     "backward_gain_with_activation": lambda call: _ratio(call.in_grad, call.end_grad),
+    "normalised": lambda call: float(call.normalised),
 }
 
 

@@ -1,0 +1,204 @@
+"""Trials: short trainings from a saved state, to see how another learning rate, threshold or start would do.
+
+A trial is recorded as a child run, and leaves the training as it found it, whatever happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradscope.capture.describe import layer_modules
+from gradscope.capture.loop import StepSeen, step_once, to_device
+from gradscope.capture.rates import Group, PlannedRates
+from gradscope.capture.recorder import Recorder
+from gradscope.capture.scaling import autocast
+from gradscope.capture.snapshot import Snapshot
+from gradscope.errors import UserCodeError
+from gradscope.runs.schema import Ending, Trial
+from gradscope.workload.model import DataEndedError, Workload
+
+NEXT_IN_ORDER = "the batches are the next ones in order, since those of the planned steps cannot be reached"
+OUT_OF_TIME = "the time budget ended"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a trial changes besides its learning-rate factor and threshold.
+
+    `prepare` is called on the workload after it was put back to the trial's start. `lr_scale(index)` is a further factor on
+    the learning rate at a step of the plan.
+    """
+
+    prepare: Callable[[Workload], None] | None = None
+    lr_scale: Callable[[int], float] | None = None
+
+
+UNCHANGED = Change()
+
+
+def run_trial(
+    workload: Workload,
+    start: Snapshot,
+    trial: Trial,
+    parent: Recorder,
+    *,
+    change: Change = UNCHANGED,
+    on_step: Callable[[StepSeen], None] | None = None,
+    deadline: float | None = None,
+) -> Ending:
+    """Play `trial` from `start` (the snapshot that `trial.start` names) and record it in `parent`'s `trials/<name>/`.
+
+    Step k takes the batch of step i = trial.indexes[k] of the plan, with its planned learning rate × trial.lr_factor, and
+    clips at trial.max_norm. It ends early at a nonfinite loss or norm ("nonfinite"), where the user's code raises
+    ("failed"), where the data ends ("finished", with a message), and at `deadline`, a time.monotonic() ("interrupted").
+    The workload is left at `start`, whatever happens.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after everything was put back; the rows so far are kept.
+        CannotSnapshotError: the training cannot be put back.
+        OSError: the trial's directory cannot be written.
+    """
+    start.restore()
+    try:
+        batches, trial = _batches(workload, trial)
+        if change.prepare:
+            with torch.no_grad():
+                change.prepare(workload)
+        child = parent.trial(trial)
+        ending: Ending | None = None
+        try:
+            ending = _Play(workload, start.rates, trial, child, change).run(batches, on_step, deadline)
+        finally:
+            child.close(ending or Ending("interrupted", child.step))
+        return ending
+    finally:
+        start.restore()
+
+
+def _batches(workload: Workload, trial: Trial) -> tuple[Sequence[int], Trial]:
+    """Whose batch each step takes: the planned step's, or the next ones in order where those are out of reach."""
+    count = workload.plan.accumulate
+    if all(workload.batches.reach(index * count) for index in trial.indexes):
+        return trial.indexes, trial
+    first = trial.indexes[0]
+    note = f"{trial.note}; {NEXT_IN_ORDER}" if trial.note else NEXT_IN_ORDER
+    return range(first, first + len(trial.indexes)), dataclasses.replace(trial, note=note)
+
+
+@dataclass(frozen=True)
+class _Play:
+    """One trial about to be played on a workload that stands at its start."""
+
+    workload: Workload
+    rates: PlannedRates
+    trial: Trial
+    child: Recorder
+    change: Change
+
+    def run(self, batches: Sequence[int], on_step: Callable[[StepSeen], None] | None, deadline: float | None) -> Ending:
+        for position, (index, batch) in enumerate(zip(self.trial.indexes, batches, strict=True)):
+            if deadline is not None and time.monotonic() > deadline:
+                return Ending("interrupted", position, OUT_OF_TIME)
+            try:
+                loss = self._step(index, batch)
+            except DataEndedError:
+                return Ending("finished", position, "the data ended")
+            except UserCodeError as error:
+                return Ending("failed", position, str(error))
+            if on_step:
+                on_step(StepSeen(position, index, loss, self.child.global_norm, self.child.last))
+            if not self.child.last_skipped and not math.isfinite(loss + self.child.global_norm):
+                return Ending("nonfinite", position)
+        return Ending("finished", len(batches))
+
+    def _step(self, index: int, batch: int) -> float:
+        factor = self.trial.lr_factor * (self.change.lr_scale(index) if self.change.lr_scale else 1.0)
+        _set_rates(self.workload, self.rates.at(index), factor)
+        return step_once(self.workload, batch, self.child, max_norm=self.trial.max_norm, schedule=False)
+
+
+def _set_rates(workload: Workload, planned: Sequence[Group], factor: float) -> None:
+    groups: list[dict[str, Any]] = [group for one in workload.optimizers for group in one.param_groups]
+    for group, values in zip(groups, planned, strict=False):
+        group.update({key: value for key, value in values.items() if key != "lr"})
+        rate = values["lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def worst_batch(
+    workload: Workload, snapshot: Snapshot, indexes: Sequence[int], *, deadline: float | None = None
+) -> int | None:
+    """The step among `indexes` whose batch has the largest loss for the model at `snapshot`, without training on it.
+
+    A nonfinite loss is the worst. Batches out of reach are passed over; None where none was seen before `deadline`. The
+    model stays in its mode; the workload is left at `snapshot`.
+    """
+    snapshot.restore()
+    worst: tuple[float, int] | None = None
+    try:
+        for index in indexes:
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            if workload.batches.reach(index * workload.plan.accumulate):
+                loss = _loss(workload, index)
+                if worst is None or loss > worst[0]:
+                    worst = loss, index
+    except (DataEndedError, UserCodeError):
+        pass
+    finally:
+        snapshot.restore()
+    return worst[1] if worst else None
+
+
+def _loss(workload: Workload, index: int) -> float:
+    """The mean loss over the step's micro-steps; nonfinite and failing ones count as infinite."""
+    count, total = workload.plan.accumulate, 0.0
+    for micro in range(index * count, (index + 1) * count):
+        batch = to_device(workload.batches.at(micro), workload.device)
+        try:
+            with torch.no_grad(), autocast(workload):
+                total += float(workload.training_step(workload.model, batch)) / count
+        except Exception:
+            return math.inf
+    return total if math.isfinite(total) else math.inf
+
+
+def scaled_layer(layer: str, factor: float) -> Change:
+    """Start with one layer's matrices (its other weights where it has none) times `factor`."""
+
+    def prepare(workload: Workload) -> None:
+        own = dict(layer_modules(workload.model)[layer].named_parameters(recurse=False))
+        matrices = [one for one in own.values() if one.dim() > 1]
+        for parameter in matrices or [one for name, one in own.items() if "bias" not in name]:
+            parameter.mul_(factor)
+
+    return Change(prepare)
+
+
+def longer_warmup(steps: int) -> Change:
+    """Let the learning rate rise in a straight line over the first `steps` steps, below what the plan has."""
+    return Change(lr_scale=lambda index: min(1.0, (index + 1) / steps))
+
+
+def both(one: Change, other: Change) -> Change:
+    """Two changes at once."""
+
+    def prepare(workload: Workload) -> None:
+        for change in (one, other):
+            if change.prepare:
+                change.prepare(workload)
+
+    def lr_scale(index: int) -> float:
+        return math.prod(change.lr_scale(index) for change in (one, other) if change.lr_scale)
+
+    return Change(prepare, lr_scale)
