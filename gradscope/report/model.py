@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from gradscope.diagnosis.model import Diagnosis
-from gradscope.recommendation.model import Recommendation
+from gradscope.diagnosis.model import Diagnosis, LayerRisk
+from gradscope.recommendation.model import Recommendation, Threshold
+from gradscope.report.cells import Cells, make_cells
 from gradscope.runs.run import Run
 from gradscope.runs.schema import to_json
 
@@ -27,13 +29,30 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Report:
-    """A run with everything concluded from it. `caveats`: what these conclusions cannot know, in plain words."""
+    """A run with everything concluded from it. `caveats`: what these conclusions cannot know, in plain words.
+
+    `ladder`: the threshold of every whole percentile, for choosing among them.
+    """
 
     run: Run = field(repr=False)
     diagnosis: Diagnosis
     recommendation: Recommendation | None
     caveats: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    ladder: tuple[Threshold, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The run's gradient norms, layer by step, pooled to be looked at."""
+        return make_cells(self.run)
+
+    def risk(self, layer: str) -> LayerRisk | None:
+        """One layer's place in the ranking; None for a layer that was not ranked."""
+        return self._risks.get(layer)
+
+    @cached_property
+    def _risks(self) -> dict[str, LayerRisk]:
+        return {risk.name: risk for risk in self.diagnosis.layers}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; `schema_version` changes when a key does."""

@@ -1,0 +1,75 @@
+"""Makes the report of a run: its diagnosis, its threshold, what was tried, and what none of it can know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gradscope.diagnosis import diagnose
+from gradscope.diagnosis.model import Diagnosis
+from gradscope.errors import NothingMeasuredError
+from gradscope.recommendation import recommend
+from gradscope.recommendation.model import Recommendation, Threshold
+from gradscope.report.model import Report
+from gradscope.report.remedies import remedies
+from gradscope.report.rows import trials
+from gradscope.report.text import plural
+from gradscope.runs.run import Run
+
+FEW_STEPS = 50
+RUNGS = tuple(float(percentile) for percentile in range(101))
+
+
+def build_report(run: Run, *, percentiles: tuple[float, ...] = (95.0,)) -> Report:
+    """The report of `run`; without one usable norm it has no recommendation and says so.
+
+    Raises:
+        UsageError: a percentile outside 0–100.
+    """
+    diagnosis = diagnose(run)
+    recommendation, ladder = _recommend(run, percentiles)
+    return Report(
+        run=run,
+        diagnosis=diagnosis,
+        recommendation=recommendation,
+        caveats=tuple(dict.fromkeys(_caveats(run, diagnosis, recommendation))),
+        remedies=remedies(run),
+        ladder=ladder,
+    )
+
+
+def _recommend(run: Run, percentiles: tuple[float, ...]) -> tuple[Recommendation | None, tuple[Threshold, ...]]:
+    try:
+        answer = recommend(run, (*percentiles, *RUNGS), per_layer=True)
+    except NothingMeasuredError:
+        return None, ()
+    asked, ladder = answer.thresholds[: len(percentiles)], answer.thresholds[len(percentiles) :]
+    return dataclasses.replace(answer, thresholds=asked), ladder
+
+
+def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | None) -> Iterator[str]:
+    header = run.header
+    yield from run.notes
+    if recommendation is None:
+        yield "No step has a finite gradient norm above zero: there is nothing to take a threshold from."
+    else:
+        yield from recommendation.caveats
+    if not trials(run, "rehearsal") and diagnosis.verdict.verdict != "exploding":
+        yield "Only the recorded steps were looked at; norms in a window cannot foresee a later explosion."
+    if len(run.step) < FEW_STEPS:
+        yield f"The window is short: {plural(len(run.step), 'step')}, where {FEW_STEPS} are usual."
+    if header.plan.total_steps is None:
+        yield "The planned number of steps is unknown: the learning-rate schedule was taken as constant."
+    if header.synthetic_data:
+        yield "The data were made up to fit the model's input; gradients on real data differ."
+    if header.inferred_loss:
+        yield "The loss was inferred from the targets; set `loss` in the spec if it is another one."
+    if header.gradients_are == "scaled":
+        yield "The gradients carry the loss scale: they were read before it was taken out."
+    if recommendation is not None and not recommendation.verified:
+        yield "The threshold was not tried on a training: gradscope recommend --verify proves it."
+    if header.ending.how in ("interrupted", "failed"):
+        yield f"The run ended early ({header.ending.how}): {header.ending.message or 'no reason was given'}."
+    if header.unmeasured:
+        yield f"{plural(len(header.unmeasured), 'layer')} could not be probed; the table of layers says why."
+    yield from header.notes

@@ -1,0 +1,41 @@
+"""The line to paste into one's own training, for every framework that can clip this way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradscope.errors import UsageError
+from gradscope.recommendation.model import Recommendation
+from gradscope.recommendation.snippets import FORMS, snippet
+from gradscope.report.model import Report
+
+
+@dataclass(frozen=True)
+class Paste:
+    """What to paste for one framework."""
+
+    framework: str
+    code: str
+
+
+def pastes(report: Report) -> list[Paste]:
+    """The lines for every framework, the one that recorded the run first; nothing without a recommendation."""
+    recommendation = report.recommendation
+    if recommendation is None:
+        return []
+    own = report.run.header.recorded_by
+    names = sorted(FORMS, key=lambda name: name != own)
+    return [Paste(name, code) for name in names if (code := _snippet(name, recommendation))]
+
+
+def paste_line(report: Report) -> str | None:
+    """The line for the framework that recorded the run, else for plain PyTorch."""
+    lines = pastes(report)
+    return lines[0].code if lines else None
+
+
+def _snippet(framework: str, recommendation: Recommendation) -> str | None:
+    try:
+        return snippet(framework, recommendation)
+    except UsageError:
+        return None

@@ -1,0 +1,37 @@
+"""Remedies that were tried on a run: which held, and at which loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from gradscope.diagnosis.rehearsals import reference
+from gradscope.diagnosis.series import median
+from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
+from gradscope.recommendation.candidates import DIVERGED, LAST
+from gradscope.report.model import Remedy
+from gradscope.report.rows import trials
+from gradscope.runs.run import Run
+
+
+def remedies(run: Run) -> tuple[Remedy, ...]:
+    """Every trial of kind "remedy", the best first: judged as tried thresholds are, by its last |losses|.
+
+    A trial's note names the change in its first line; the lines after it are what to paste.
+    """
+    found = [_remedy(run, child) for child in trials(run, "remedy") if len(child.step)]
+    ranked = sorted(found, key=lambda r: (not r.held, r.loss if r.loss is not None else np.inf))
+    if ranked and ranked[0].held:
+        ranked[0] = dataclasses.replace(ranked[0], best=True)
+    return tuple(ranked)
+
+
+def _remedy(run: Run, child: Run) -> Remedy:
+    trial = child.header.trial
+    name, note = (trial.name, trial.note) if trial else (child.header.name, "")
+    change, _, code = note.partition("\n")
+    loss = median(np.abs(child.loss[-LAST:]))
+    broken = bool((nonfinite_steps(child) | nonfinite_losses(child)).any()) or not np.isfinite(loss)
+    held = not broken and loss <= DIVERGED * reference(run).first_loss
+    return Remedy(change or name, name, held, loss if held else None, code)

@@ -1,0 +1,155 @@
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const json = (id) => JSON.parse($(id).textContent);
+  document.documentElement.classList.add("js");
+
+  const make = (tag, text, attributes = {}) => {
+    const node = Object.assign(document.createElement(tag), attributes);
+    node.textContent = text;
+    return node;
+  };
+
+  function paste() {
+    const blocks = [...document.querySelectorAll("pre[data-framework]")];
+    if (!blocks.length) return;
+    const bar = document.querySelector(".paste-bar"), shown = blocks[0].querySelector("code");
+    const codes = blocks.map((block) => block.textContent);
+    const label = make("label", "To paste, for "), choice = make("select", "", { id: "framework" });
+    blocks.forEach((block, i) => choice.append(make("option", block.dataset.framework, { value: i })));
+    choice.addEventListener("change", () => { shown.textContent = codes[choice.value]; });
+    const button = make("button", "Copy", { type: "button", id: "copy" });
+    const said = make("span", "", { role: "status" });
+    button.addEventListener("click", async () => {
+      try { await navigator.clipboard.writeText(shown.textContent); said.textContent = "Copied."; }
+      catch { getSelection().selectAllChildren(shown); said.textContent = "Selected: press Ctrl+C."; }
+    });
+    label.append(choice);
+    bar.replaceChildren(label, button, said);
+  }
+
+  function slider() {
+    if (!$("percentile")) return;
+    const { name, rungs } = json("ladder-data"), input = $("percentile"), out = $("slider-read");
+    const show = () => {
+      const r = rungs[input.value];
+      out.replaceChildren(make("strong", `${r.percentile} percentile: ${name} = ${r.max_norm}`),
+        ` · clips ${r.clips} · keeps ${r.retained} of the step on average · ${r.mode} · ${r.interval}`);
+      input.setAttribute("aria-valuetext", `${r.percentile} percentile, ${name} ${r.max_norm}`);
+    };
+    input.addEventListener("input", show);
+    show();
+  }
+
+  function table() {
+    if (!$("layers")) return;
+    const body = $("layers").tBodies[0], heads = [...$("layers").tHead.rows[0].cells], rows = [...body.rows];
+    const key = (row, i) => row.cells[i].dataset.v ?? row.cells[i].textContent.trim();
+    const amount = (text) => { const n = parseFloat(text.replace("∞", "Infinity")); return Number.isNaN(n) ? -Infinity : n; };
+    heads.forEach((head, i) => {
+      const numeric = head.classList.contains("n") || rows[0]?.cells[i].dataset.v !== undefined;
+      const button = make("button", head.textContent, { type: "button" });
+      button.addEventListener("click", () => {
+        const first = numeric && i ? "descending" : "ascending", other = first === "ascending" ? "descending" : "ascending";
+        const way = head.getAttribute("aria-sort") === first ? other : first, sign = way === "ascending" ? 1 : -1;
+        heads.forEach((h) => h.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", way);
+        const keyed = rows.map((row) => [numeric ? amount(key(row, i)) : key(row, i), row]);
+        keyed.sort(([a], [b]) => sign * (numeric ? (a > b) - (a < b) : a.localeCompare(b)));
+        body.append(...keyed.map(([, row]) => row));
+      });
+      head.replaceChildren(button);
+    });
+    const texts = rows.map((row) => [...row.cells].slice(1, 6).map((c) => c.textContent).join(" ").toLowerCase());
+    const filter = () => {
+      const wanted = $("filter").value.toLowerCase();
+      rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); });
+      $("filter-read").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} layers`;
+    };
+    $("filter").addEventListener("input", filter);
+    filter();
+  }
+
+  function heat() {
+    if (!$("heat")) return;
+    const data = json("heat-data"), canvas = $("heat"), pen = canvas.getContext("2d"), columns = data.first.length;
+    const bytes = Uint8Array.from(atob(data.codes), (c) => c.charCodeAt(0)), view = new DataView(bytes.buffer);
+    const code = (layer, column) => view.getUint16(2 * (layer * columns + column), true);
+    const all = data.names.map((_, i) => i), gutter = () => Math.min(230, canvas.clientWidth * 0.32), foot = 22;
+    let rows = all, at = null;
+    const color = (c) => c === 65535 ? "#d55e00" : c === 0 ? "#969696"
+      : `rgb(${data.shades[Math.max(0, Math.floor((c - 2) * (data.shades.length - 1) / 65532))]})`;
+    const cut = (text, width) => {
+      if (pen.measureText(text).width <= width) return text;
+      let keep = Math.min(text.length, 80);
+      const short = () => `${text.slice(0, Math.ceil(keep / 2))}…${text.slice(text.length - Math.floor(keep / 2))}`;
+      while (keep > 2 && pen.measureText(short()).width > width) keep--;
+      return short();
+    };
+    function draw() {
+      const ratio = devicePixelRatio || 1, width = canvas.clientWidth, left = gutter();
+      const tall = Math.min(Math.max(rows.length * 16, 64), 560), style = getComputedStyle(canvas);
+      canvas.style.height = `${tall + foot}px`;
+      canvas.width = width * ratio; canvas.height = (tall + foot) * ratio;
+      pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+      pen.clearRect(0, 0, width, tall + foot);
+      const lines = Math.min(rows.length, tall), wide = (width - left) / columns, high = tall / lines;
+      for (let line = 0; line < lines; line++) {
+        const from = Math.floor(line * rows.length / lines), to = Math.floor((line + 1) * rows.length / lines);
+        for (let column = 0; column < columns; column++) {
+          let most = 0;
+          for (let r = from; r < to; r++) most = Math.max(most, code(rows[r], column));
+          pen.fillStyle = color(most);
+          pen.fillRect(left + column * wide, line * high, wide + 0.5, high + 0.5);
+          if (most === 65535 && wide > 7 && high > 9) {
+            pen.fillStyle = "#000"; pen.fillText("✕", left + column * wide + wide / 2 - 4, line * high + high / 2 + 4);
+          }
+        }
+      }
+      pen.font = `12px ${style.fontFamily}`; pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
+      const every = Math.ceil(rows.length * 14 / tall);
+      for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, (r + 0.5) * tall / rows.length);
+      pen.textBaseline = "top"; pen.textAlign = "left"; pen.fillText(`step ${data.first[0]}`, left, tall + 5);
+      pen.textAlign = "right"; pen.fillText(String(data.last[columns - 1]), width, tall + 5); pen.textAlign = "left"; pen.textBaseline = "alphabetic";
+      if (at) {
+        pen.lineWidth = 2; pen.strokeStyle = style.color;
+        pen.strokeRect(left + at.column * wide - 1, at.row * tall / rows.length - 1, wide + 2, Math.max(tall / rows.length, 2) + 2);
+      }
+    }
+    function read() {
+      const c = code(rows[at.row], at.column), first = data.first[at.column], last = data.last[at.column];
+      const norm = 10 ** (data.low + (c - 2) / 65532 * (data.high - data.low));
+      const said = c === 65535 ? "nonfinite" : c === 0 ? "no gradient" : c === 1 ? "gradient norm 0" : `gradient norm ${+norm.toPrecision(3)}`;
+      $("heat-read").textContent = `${data.names[rows[at.row]]} · ${first === last ? `step ${first}` : `steps ${first}–${last}, largest`}: ${said}`;
+      draw();
+    }
+    const clamp = (value, count) => Math.max(0, Math.min(count - 1, value));
+    canvas.addEventListener("pointermove", (event) => {
+      const box = canvas.getBoundingClientRect(), left = gutter();
+      const row = clamp(Math.floor((event.clientY - box.top) / (box.height - foot) * rows.length), rows.length);
+      const column = clamp(Math.floor((event.clientX - box.left - left) / (box.width - left) * columns), columns);
+      if (at?.row !== row || at?.column !== column) { at = { row, column }; read(); }
+    });
+    canvas.addEventListener("keydown", (event) => {
+      const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-10, 0], PageDown: [10, 0], Home: [0, -columns], End: [0, columns] };
+      const move = moves[event.key];
+      if (!move) return;
+      event.preventDefault();
+      at = at ? { row: clamp(at.row + move[0], rows.length), column: clamp(at.column + move[1], columns) } : { row: 0, column: 0 };
+      read();
+    });
+    const zoom = () => {
+      const wanted = $("heat-zoom").value, found = all.filter((i) => data.names[i].startsWith(wanted));
+      rows = found.length ? found : all; at = null;
+      $("heat-read").textContent = found.length ? `${found.length} of ${all.length} layers` : `No layer begins with “${wanted}”: all are shown.`;
+      draw();
+    };
+    $("heat-zoom").addEventListener("input", zoom);
+    $("heat-all").addEventListener("click", () => { $("heat-zoom").value = ""; zoom(); });
+    addEventListener("resize", draw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    draw();
+  }
+
+  paste(); slider(); table(); heat();
+})();
