@@ -148,6 +148,23 @@ class Recorder:
             )
         return self._reading
 
+    @property
+    def reading(self) -> Reading | None:
+        """This step's reading so far."""
+        return self._reading
+
+    def take(self, reading: Reading | None) -> None:
+        """Put a reading in place of this step's, or forget it (None): gradients changed since."""
+        self._reading = reading
+
+    def abandon(self) -> None:
+        """Forget what was observed and read in this step: it is not taken."""
+        self._reading, self._losses, self._batch = None, [], None
+
+    def release_optimizers(self) -> None:
+        """Hold no optimizer from now on, so that it can be freed; `finish_step` is then told the learning rates."""
+        self._optimizers = ()
+
     def finish_step(self, *, skipped: bool = False, lr: Sequence[float] | None = None) -> None:
         """Write the row of this optimizer step and begin the next. `lr`: a rate a group, else the optimizers' own."""
         if self._reading is not None or self.step % self.every == 0:
