@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gradscope.capture.along_time import AlongTimeProbe
 from gradscope.capture.gains import GainProbe
 from gradscope.capture.header import header_for
 from gradscope.capture.loop import StepSeen, run_steps
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
+from gradscope.capture.sweep import run_sweep
 from gradscope.capture.trials import run_trial
 from gradscope.capture.updates import UpdateProbe
 from gradscope.diagnosis.plan import next_rehearsals

@@ -1,0 +1,293 @@
+"""The corpus: small trainings whose outcome is measured, by family, healthy and tricky-healthy ones among them.
+
+Every case is a spec: `load(name)` gives model, data, training_step, optimizer, scheduler, total_steps. A name fixes everything.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.accuracy import pieces
+
+Schedule = Callable[[int], float]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SHORT, LONG = 300, 1500
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training. `culprit`: the layer that was planted, if one was; `factor` and `group_lr` say how."""
+
+    name: str
+    family: str
+    model: Callable[[], nn.Module]
+    data: pieces.Batches
+    loss: Loss
+    lr: float
+    optimizer: str = "sgd"
+    schedule: Schedule | None = None
+    steps: int = SHORT
+    culprit: str | None = None
+    factor: float = 1.0
+    group_lr: float = 1.0
+
+
+@dataclass
+class Loaded:
+    """A case in the names of a spec file."""
+
+    model: nn.Module
+    data: pieces.Batches
+    training_step: Callable[[nn.Module, Any], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    total_steps: int
+
+
+def load(name: str) -> Loaded:
+    """Build the case of that name; the same every time."""
+    case = next(case for case in cases() if case.name == name)
+    torch.manual_seed(zlib.crc32(name.encode()))
+    model = case.model()
+    _plant(model, case)
+    optimizer = _optimizer(model, case)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, case.schedule or (lambda _: 1.0))
+    return Loaded(model, case.data, lambda m, b: case.loss(m(b[0]), b[1]), optimizer, scheduler, case.steps)
+
+
+def _plant(model: nn.Module, case: Case) -> None:
+    if case.culprit and case.factor != 1.0:
+        with torch.no_grad():
+            for name, parameter in model.get_submodule(case.culprit).named_parameters(recurse=False):
+                if "weight" in name:
+                    parameter.mul_(case.factor)
+
+
+def _optimizer(model: nn.Module, case: Case) -> torch.optim.Optimizer:
+    own = model.get_submodule(case.culprit) if case.culprit and case.group_lr != 1.0 else None
+    apart = [p for p in own.parameters() if p.requires_grad] if own else []
+    rest = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in apart)]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": case.lr}]
+    if apart:
+        groups.append({"params": apart, "lr": case.lr * case.group_lr})
+    kinds = {
+        "sgd": torch.optim.SGD,
+        "momentum": partial(torch.optim.SGD, momentum=0.9),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    return kinds[case.optimizer](groups, lr=case.lr)
+
+
+def warm_up(steps: int) -> Schedule:
+    """Linear to the peak."""
+    return lambda step: min(1.0, (step + 1) / steps)
+
+
+def cosine(steps: int) -> Schedule:
+    """From the peak to zero."""
+    return lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def one_cycle(peak: int, steps: int) -> Schedule:
+    """Up to the peak, then down to zero."""
+    return lambda step: (step + 1) / peak if step < peak else 0.5 * (1 + math.cos(math.pi * (step - peak) / (steps - peak)))
+
+
+def jump(at: int, factor: float) -> Schedule:
+    """A sudden change of the rate."""
+    return lambda step: 1.0 if step < at else factor
+
+
+ce: Loss = F.cross_entropy
+mse: Loss = F.mse_loss
+
+
+def summed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross entropy with reduction="sum": a large loss that is no explosion."""
+    return F.cross_entropy(output, target, reduction="sum")
+
+
+def negative(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A likelihood that becomes legitimately negative."""
+    return ((output - target) ** 2 / 0.02).mean() + math.log(0.1)
+
+
+def cases() -> Iterator[Case]:
+    """Every case of the corpus."""
+    for family in (_plain, _residual, _conv, _recurrent, _series, _transformer, _autoencoder, _adapters, _planted, _tricky, _long):
+        yield from family()
+
+
+def _plain() -> Iterator[Case]:
+    for depth, act, gain, lr, optimizer in (
+        (4, nn.ReLU, 1.0, 0.05, "momentum"),
+        (8, nn.Tanh, 0.7, 0.1, "sgd"),
+        (8, nn.ReLU, 1.6, 0.05, "sgd"),
+        (16, nn.ReLU, 1.0, 0.02, "momentum"),
+        (16, nn.ReLU, 1.5, 0.01, "sgd"),
+        (4, nn.GELU, 1.0, 2.0, "sgd"),
+        (6, nn.ReLU, 1.0, 3e-3, "adam"),
+        (6, nn.Identity, 1.3, 0.1, "sgd"),
+    ):
+        name = f"plain/{depth}-{act.__name__}-{gain}-{optimizer}{lr}"
+        yield Case(name, "plain", partial(pieces.mlp, depth, act, gain), pieces.images(), ce, lr, optimizer)
+
+
+def _residual() -> Iterator[Case]:
+    for depth, norm, gain, lr, schedule in (
+        (6, True, 1.0, 0.1, None),
+        (12, True, 1.0, 0.5, ("warm", 150)),
+        (6, False, 1.0, 0.05, None),
+        (6, False, 1.0, 0.4, ("warm", 200)),
+        (12, False, 1.0, 0.1, ("warm", 150)),
+        (12, False, 0.3, 0.05, ("cycle", 120)),
+        (12, False, 0.5, 1.0, ("cycle", 200)),
+    ):
+        name = f"residual/{depth}-{'norm' if norm else 'bare'}-{gain}-{lr}-{schedule and schedule[0]}"
+        made = None if schedule is None else warm_up(schedule[1]) if schedule[0] == "warm" else one_cycle(schedule[1], SHORT)
+        build = partial(pieces.residual_mlp, depth, norm, gain)
+        yield Case(name, "residual", build, pieces.images(), ce, lr, "momentum", made)
+
+
+def _conv() -> Iterator[Case]:
+    for depth, norm, gain, lr, optimizer, schedule in (
+        (4, nn.BatchNorm2d, 1.0, 0.1, "momentum", None),
+        (6, nn.GroupNorm, 1.0, 0.05, "momentum", cosine(SHORT)),
+        (4, None, 1.0, 0.02, "momentum", None),
+        (4, None, 1.0, 1.0, "sgd", warm_up(200)),
+        (6, None, 1.5, 0.02, "sgd", None),
+        (6, None, 2.5, 0.01, "sgd", None),
+        (4, nn.BatchNorm2d, 3.0, 1.0, "sgd", None),
+    ):
+        name = f"conv/{depth}-{norm.__name__ if norm else 'bare'}-{gain}-{optimizer}{lr}"
+        build = partial(pieces.conv, depth, norm, gain)
+        yield Case(name, "conv", build, pieces.images(square=True), ce, lr, optimizer, schedule)
+
+
+def _recurrent() -> Iterator[Case]:
+    for cell, gain, lr, optimizer, settings, schedule in (
+        (nn.LSTM, 1.0, 0.5, "sgd", {}, None),
+        (nn.GRU, 1.0, 3e-3, "adam", {}, None),
+        (nn.RNN, 1.0, 0.1, "sgd", {}, None),
+        (nn.RNN, 1.0, 0.3, "momentum", {"nonlinearity": "relu"}, warm_up(200)),
+        (nn.RNN, 1.1, 0.1, "sgd", {"nonlinearity": "relu"}, None),
+        (nn.RNN, 1.5, 0.1, "sgd", {"nonlinearity": "relu"}, None),
+        (nn.RNN, 0.9, 3e-3, "adam", {"nonlinearity": "relu"}, None),
+        (nn.RNN, 2.0, 1e-3, "adam", {}, None),
+    ):
+        act = settings.get("nonlinearity", "tanh")
+        name = f"recurrent/{cell.__name__}-{act}-{gain}-{optimizer}{lr}"
+        build = partial(pieces.CharacterRecurrent, cell, gain, **settings)
+        yield Case(name, "recurrent", build, pieces.characters(), ce, lr, optimizer, schedule)
+
+
+def _series() -> Iterator[Case]:
+    for cell, lr, optimizer, scale, settings in (
+        (nn.LSTM, 0.1, "momentum", 1.0, {}),
+        (nn.GRU, 1e-2, "adam", 1.0, {}),
+        (nn.RNN, 0.05, "sgd", 1.0, {"nonlinearity": "relu"}),
+        (nn.RNN, 0.5, "momentum", 1.0, {"nonlinearity": "relu"}),
+        (nn.LSTM, 0.1, "momentum", 30.0, {}),
+        (nn.RNN, 0.02, "sgd", 10.0, {"nonlinearity": "relu"}),
+    ):
+        name = f"series/{cell.__name__}-{scale:g}-{optimizer}{lr}"
+        build = partial(pieces.Forecaster, cell, **settings)
+        yield Case(name, "series", build, pieces.next_return(scale=scale), mse, lr, optimizer)
+
+
+def _transformer() -> Iterator[Case]:
+    for depth, first, last, lr, optimizer, schedule in (
+        (4, True, True, 3e-3, "adamw", warm_up(30)),
+        (6, False, True, 1e-3, "adamw", warm_up(100)),
+        (4, True, False, 0.3, "momentum", warm_up(200)),
+        (8, True, False, 1.0, "momentum", warm_up(200)),
+        (4, True, False, 3.0, "sgd", one_cycle(150, SHORT)),
+        (4, True, True, 0.1, "momentum", None),
+    ):
+        name = f"transformer/{depth}-{'pre' if first else 'post'}-{'norm' if last else 'bare'}-{optimizer}{lr}"
+        build = partial(pieces.Transformer, depth, norm_first=first, last_norm=last)
+        yield Case(name, "transformer", build, pieces.characters(), ce, lr, optimizer, schedule)
+
+
+def _autoencoder() -> Iterator[Case]:
+    for act, gain, lr, optimizer, schedule in (
+        (nn.ReLU, 1.0, 1e-3, "adam", None),
+        (nn.Tanh, 1.0, 0.5, "momentum", None),
+        (nn.ELU, 1.5, 0.2, "momentum", warm_up(150)),
+        (nn.ReLU, 3.0, 0.05, "sgd", None),
+        (nn.GELU, 2.0, 1.0, "momentum", warm_up(250)),
+        (nn.Identity, 2.0, 0.3, "sgd", None),
+    ):
+        name = f"autoencoder/{act.__name__}-{gain}-{optimizer}{lr}"
+        yield Case(name, "autoencoder", partial(pieces.autoencoder, act, gain), pieces.itself(), mse, lr, optimizer, schedule)
+
+
+def _adapters() -> Iterator[Case]:
+    for depth, scale, lr, optimizer, schedule in (
+        (3, 1.0, 5e-3, "adamw", None),
+        (3, 4.0, 0.1, "sgd", None),
+        (6, 16.0, 0.2, "sgd", warm_up(200)),
+        (3, 16.0, 1e-2, "adamw", None),
+        (6, 32.0, 0.1, "momentum", None),
+    ):
+        name = f"adapters/{depth}-{scale:g}-{optimizer}{lr}"
+        yield Case(name, "adapters", partial(pieces.adapted, depth, scale), pieces.images(), ce, lr, optimizer, schedule)
+
+
+def _planted() -> Iterator[Case]:
+    relu, tanh = partial(pieces.mlp, 6, nn.ReLU), partial(pieces.mlp, 8, nn.Tanh, 0.7)
+    for name, model, data, culprit, factor, group_lr, lr in (
+        ("relu-2x10", relu, pieces.images(), "fc2", 10.0, 1.0, 0.01),
+        ("relu-4x30", relu, pieces.images(), "fc4", 30.0, 1.0, 1e-3),
+        ("relu-1x5", relu, pieces.images(), "fc1", 5.0, 1.0, 0.02),
+        ("tanh-3x20", tanh, pieces.images(), "fc3", 20.0, 1.0, 0.05),
+        ("tanh-5lr100", tanh, pieces.images(), "fc5", 1.0, 100.0, 0.02),
+        ("relu-3lr50", relu, pieces.images(), "fc3", 1.0, 50.0, 0.02),
+        ("conv-2x10", partial(pieces.conv, 5, None), pieces.images(square=True), "conv2", 10.0, 1.0, 0.01),
+        ("conv-3x10-norm", partial(pieces.conv, 5, nn.BatchNorm2d), pieces.images(square=True), "conv3", 10.0, 1.0, 0.05),
+        ("norm-2x10", partial(pieces.mlp, 6, nn.ReLU, norm=True), pieces.images(), "fc2", 10.0, 1.0, 0.05),
+    ):
+        yield Case(f"planted/{name}", "planted", model, data, ce, lr, culprit=culprit, factor=factor, group_lr=group_lr)
+
+
+def _tricky() -> Iterator[Case]:
+    """Healthy, but made to look otherwise."""
+    net = partial(pieces.mlp, 4, nn.ReLU)
+    yield Case("tricky/sum", "tricky", net, pieces.images(64), summed, 1e-3)
+    yield Case("tricky/huge-scale", "tricky", net, pieces.images(), lambda o, t: 1e6 * F.cross_entropy(o, t), 5e-8)
+    yield Case("tricky/tiny-scale", "tricky", net, pieces.images(), lambda o, t: 1e-6 * F.cross_entropy(o, t), 1e-3, "adam")
+    yield Case("tricky/negative", "tricky", partial(pieces.autoencoder, nn.ReLU), pieces.itself(), negative, 1e-3, "adam")
+    yield Case("tricky/batch-2", "tricky", net, pieces.images(2), ce, 0.01)
+    yield Case("tricky/rate-jumps", "tricky", net, pieces.images(), ce, 0.01, schedule=jump(100, 5.0))
+    yield Case("tricky/never-learns", "tricky", net, pieces.images(), ce, 1e-7)
+    yield Case("tricky/large-inputs", "tricky", net, _scaled(100.0), ce, 1e-3, "adam")
+
+
+def _scaled(factor: float) -> pieces.Batches:
+    x, y = pieces.digits()
+    return pieces.drawn(x * factor, y, 32, 0)
+
+
+def _long() -> Iterator[Case]:
+    """Horizons far beyond what is rehearsed in full."""
+    for name, model, data, lr, optimizer, warm in (
+        ("transformer-late", partial(pieces.Transformer, 4, norm_first=True, last_norm=False), pieces.characters(), 1.0, "momentum", 900),
+        ("transformer-fine", partial(pieces.Transformer, 3, norm_first=True), pieces.characters(), 1e-3, "adamw", 200),
+        ("residual-late", partial(pieces.residual_mlp, 8, False), pieces.images(), 0.4, "momentum", 1200),
+        ("residual-fine", partial(pieces.residual_mlp, 8, True), pieces.images(), 0.1, "momentum", 300),
+        ("conv-late", partial(pieces.conv, 4, None), pieces.images(square=True), 1.5, "sgd", 1400),
+        ("relu-rnn", partial(pieces.CharacterRecurrent, nn.RNN, 1.0, nonlinearity="relu"), pieces.characters(), 0.2, "sgd", 1000),
+        ("lstm-fine", partial(pieces.CharacterRecurrent, nn.LSTM), pieces.characters(), 1.0, "sgd", 300),
+    ):
+        yield Case(f"long/{name}", "long", model, data, ce, lr, optimizer, warm_up(warm), LONG)
