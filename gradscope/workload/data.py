@@ -17,7 +17,7 @@ from gradscope.errors import SpecError
 from gradscope.workload.arrays import array_batches, columns_of, frame_columns, is_array, is_frame
 from gradscope.workload.batches import IndexedBatches, StreamBatches, copied, loader_batches
 from gradscope.workload.calls import call_user, required, title
-from gradscope.workload.files import load_file, pair_of
+from gradscope.workload.files import SUFFIXES, load_file, pair_of
 from gradscope.workload.model import Batches
 from gradscope.workload.target import Spec
 
@@ -119,6 +119,8 @@ def _choose(spec: Spec) -> str | None:
 
 
 def _may_be_data(value: Any) -> bool:
+    if isinstance(value, str | Path):
+        return Path(value).suffix in SUFFIXES
     return value is not None and not isinstance(value, ModuleType | nn.Module | int | float)
 
 
@@ -181,15 +183,17 @@ def _dataset(value: Any, reading: _Reading) -> tuple[Batches, str]:
 def _hugging_face(value: Any, reading: _Reading) -> tuple[Any, str]:
     if isinstance(value, Mapping):
         if "train" not in value:
-            raise SpecError(f"{reading.where}: no split `train` among {', '.join(value)}; write {reading.text}[SPLIT]")
+            raise SpecError(
+                f"{reading.where}: no split `train` among {', '.join(value)}; write {reading.text}[SPLIT] in the file"
+            )
         value = value["train"]
-    features = value.features or {}
-    numeric = [name for name, kind in features.items() if getattr(kind, "dtype", "string") != "string"]
-    left = [name for name in features if name not in numeric]
-    if not hasattr(value, "__len__"):
-        batches, form = _dataset(value.with_format("torch"), reading)
-    else:
-        batches, form = _dataset(value.with_format("torch", columns=numeric or None), reading)
+    tensors = value.with_format("torch")
+    row: dict[str, Any] = call_user(
+        lambda: next(iter(tensors), {}), f"reading `{reading.text}` ({reading.where})", reading.spec.path
+    )
+    kept = [name for name, cell in row.items() if isinstance(cell, torch.Tensor)]
+    left = [name for name in row if name not in kept]
+    batches, form = _dataset(tensors.select_columns(kept) if left else tensors, reading)
     if reading.target is not None:
         batches = _Paired(batches, reading.target, reading.where)
     return batches, f"Hugging Face {form}" + (f"; left out: {', '.join(left)}" if left else "")

@@ -6,14 +6,15 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradscope.errors import SpecError, UserCodeError
+from gradscope.errors import UserCodeError
 from gradscope.workload.calls import required, user_line
-from gradscope.workload.target import Spec
+from gradscope.workload.rng import preserved
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -73,10 +74,10 @@ def logits_in(output: Any) -> torch.Tensor | None:
 def on_a_copy(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
     """`use(model)` without a trace: on a deep copy, or, where it cannot be copied, with its buffers and mode put back.
 
-    torch's random state is put back too.
+    Random state is put back too.
     """
-    devices = [] if next(model.parameters()).device.type != "cuda" else [next(model.parameters()).device]
-    with torch.random.fork_rng(devices=devices):
+    place = next(model.parameters()).device
+    with preserved([place] if place.type == "cuda" else []):
         try:
             twin = copy.deepcopy(model)
         except Exception:
@@ -95,30 +96,31 @@ def _with_buffers_kept(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any
                     buffer.copy_(kept[name])
 
 
-def forward_error(spec: Spec, model: nn.Module, batch: Any, error: Exception) -> UserCodeError:
+def forward_error(near: Path, batch: Any, error: Exception) -> UserCodeError:
     """What to say when the model cannot take its first batch: the layer, what it got, and the line."""
-    layer = failing_layer(error, model)
-    line = user_line(error, spec.path)
+    layer = failing_layer(error)
+    line = user_line(error, near)
     place = f" at {line}" if line else ""
     inside = f" in layer `{layer[0]}` ({layer[1]})" if layer else ""
     return UserCodeError(
-        f"{spec.path.name}: the model cannot take its first batch {describe(batch)}:{inside}{place} "
+        f"{near.name}: the model cannot take its first batch {describe(batch)}:{inside}{place} "
         f"{type(error).__name__}: {error}\n    If the batch is not (input, target), write "
         "`training_step(model, batch)` and return the loss."
     )
 
 
-def failing_layer(error: BaseException, model: nn.Module) -> tuple[str, str] | None:
-    """The innermost module whose forward raised: its dotted path, and its class with what it was given."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if id(owner) in names and frame.f_code.co_name == "forward":
-            given = [v for k, v in frame.f_locals.items() if k in ("input", "x", "query", "inputs") and k != "self"]
-            shape = f" given {describe(given[0])}" if given and isinstance(given[0], torch.Tensor) else ""
-            found = (names[id(owner)] or type(owner).__name__, f"{_brief(owner)}{shape}")
-    return found
+def failing_layer(error: BaseException) -> tuple[str, str] | None:
+    """The innermost module whose forward raised: its dotted path in the outermost one, and its class with its input."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "forward"]
+    frames = [frame for frame in frames if isinstance(frame.f_locals.get("self"), nn.Module)]
+    if not frames:
+        return None
+    root, inner = frames[0].f_locals["self"], frames[-1].f_locals
+    names = {id(module): name for name, module in root.named_modules()}
+    given = next((inner[name] for name in ("input", "x", "inputs", "query") if name in inner), None)
+    shape = f", given {describe(given)}" if isinstance(given, torch.Tensor) else ""
+    owner = inner["self"]
+    return names.get(id(owner)) or type(owner).__name__, f"{_brief(owner)}{shape}"
 
 
 def _brief(module: Any) -> str:
@@ -135,11 +137,3 @@ def describe(batch: Any) -> str:
     if isinstance(batch, tuple | list):
         return "(" + ", ".join(describe(part) for part in batch[:6]) + (", …" if len(batch) > 6 else "") + ")"
     return type(batch).__name__
-
-
-def unknown_batch(spec: Spec, batch: Any) -> SpecError:
-    """The error for a batch whose form says nothing about input and target."""
-    return SpecError(
-        f"{spec.path.name}: a batch is a {type(batch).__name__}, which does not say what is input and what is target; write "
-        "`def training_step(model, batch): …` in the file and return the loss"
-    )

@@ -1,34 +1,34 @@
-"""The training step: the spec's own, or one made from its loss, its output, or what its targets speak for."""
+"""Finding the loss: the spec's training step, its loss, what the output carries, or what the targets speak for."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradscope.errors import SpecError
+from gradscope.errors import SpecError, UserCodeError
 from gradscope.runs.schema import Piece
-from gradscope.workload.calls import call_user, positional, required, title
+from gradscope.workload.calls import call_user, positional, required, title, user_line
 from gradscope.workload.data import Data
-from gradscope.workload.forward import (
-    describe,
-    forward_error,
-    logits_in,
-    loss_in,
-    on_a_copy,
-    split_batch,
-    unknown_batch,
-)
-from gradscope.workload.inference import CannotInferError, Inferred, infer_loss
+from gradscope.workload.forward import describe, forward_error, logits_in, loss_in, on_a_copy
+from gradscope.workload.inference import CannotInferError, infer_loss
 from gradscope.workload.models import LOSS_NAMES, is_lightning
+from gradscope.workload.move import to_device
+from gradscope.workload.steps import (
+    Step,
+    criterion_step,
+    inferred_step,
+    lightning_step,
+    output_step,
+    own_target,
+    scalar_problem,
+    split,
+)
 from gradscope.workload.synthetic import SyntheticBatches, with_targets
 from gradscope.workload.target import Spec
-
-Step = Callable[[nn.Module, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Training:
 
 
 def read_training(spec: Spec, model: nn.Module, data: Data, device: torch.device) -> Training:
-    """The training step. A step made here is tried on the first batch, on a copy of the model.
+    """The training step. One made here is tried on the first batch, on a copy of the model; the user's own is not run.
 
     Raises:
-        SpecError: it cannot be known what the loss is, or the batch's form says nothing about the target.
+        SpecError: it cannot be known what the loss is, the batch's form says nothing about the target, or the loss is
+            not a scalar with a gradient.
         UserCodeError: the model or the loss raised on the first batch.
     """
     own = spec.get("training_step")
@@ -54,67 +55,59 @@ def read_training(spec: Spec, model: nn.Module, data: Data, device: torch.device
         return _lightning(model, spec)
     name = _loss_name(spec)
     criterion = _criterion(spec, name, device) if name else None
-    first = _first(data, device)
-    if isinstance(data.batches, SyntheticBatches):
-        output = _try(spec, model, first)
-        if (
-            loss_in(output) is None
-            and (logits := logits_in(output)) is not None
-            and not _next_tokens(first, logits, name)
-        ):
-            with_targets(data.batches, logits.detach().cpu(), criterion)
-            first = _first(data, device)
-    if name is not None:
-        return Training(_with(criterion), Piece("loss", _shown(criterion), spec.where(name)))
-    return _inferred(spec, first, _try(spec, model, first), model)
+    batch, output = _tried(spec, model, data, device)
+    if isinstance(data.batches, SyntheticBatches) and _needs_targets(batch, output, name):
+        logits = logits_in(output)
+        assert logits is not None
+        with_targets(data.batches, logits.detach().cpu(), criterion)
+        batch = to_device(data.batches.at(0), device)
+    if name is None:
+        return _inferred(spec, model, batch, output)
+    _check_criterion(spec, name, criterion, model, batch, output)
+    return Training(criterion_step(criterion), Piece("loss", _shown(criterion), spec.where(name)))
 
 
 def _own_step(step: Any, spec: Spec) -> Training:
     where = spec.where("training_step")
     if not callable(step):
         raise SpecError(f"{where}: `training_step` is a {type(step).__name__}; write def training_step(model, batch)")
-    needed, possible = required(step), positional(step)
-    if needed is not None and (len(needed) > 2 or (len(possible) < 2 and not _variadic(step))):
+    needed = required(step)
+    if needed is not None and (len(needed) > 2 or not _takes_two(step)):
+        names = ", ".join(inspect.signature(step).parameters)
         raise SpecError(
-            f"{where}: training_step takes ({', '.join(p.name for p in possible)}); it is called as "
-            "training_step(model, batch) and returns the loss"
+            f"{where}: training_step takes ({names}); it is called as training_step(model, batch) and returns the loss"
         )
     return Training(step, Piece("loss", "training_step", where))
 
 
-def _variadic(step: Any) -> bool:
-    import inspect
-
-    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(step).parameters.values())
+def _takes_two(step: Any) -> bool:
+    try:
+        inspect.signature(step).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _defines(model: nn.Module, name: str) -> bool:
     return any(name in vars(kind) for kind in type(model).__mro__ if "lightning" not in kind.__module__.split(".")[0])
 
 
-def _lightning(model: nn.Module, spec: Spec) -> Training:
-    if not getattr(model, "automatic_optimization", True):
+def _lightning(model: Any, spec: Spec) -> Training:
+    kind = type(model).__name__
+    if not model.automatic_optimization:
         raise SpecError(
-            f"{spec.path.name}: {type(model).__name__} optimizes by hand (automatic_optimization=False); write "
-            "`training_step(model, batch)` in the file and return one loss"
+            f"{spec.path.name}: {kind} optimizes by hand (automatic_optimization=False); write "
+            "`def training_step(model, batch): …` in the file and return one loss"
         )
-    with_index = len(positional(model.training_step)) > 1
-
-    def step(module: nn.Module, batch: Any) -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*self.trainer.*", category=UserWarning)
-            result = module.training_step(batch, 0) if with_index else module.training_step(batch)  # type: ignore[operator]
-        loss: torch.Tensor = result["loss"] if isinstance(result, Mapping) else result
-        return loss
-
-    return Training(step, Piece("loss", f"{type(model).__name__}.training_step", spec.path.name, "LightningModule"))
+    step = lightning_step(with_index=len(positional(model.training_step)) > 1)
+    return Training(step, Piece("loss", f"{kind}.training_step", spec.path.name, "LightningModule"))
 
 
 def _loss_name(spec: Spec) -> str | None:
-    named = {name: spec.get(name) for name in LOSS_NAMES if callable(spec.get(name))}
     distinct: dict[int, str] = {}
-    for name, value in named.items():
-        distinct.setdefault(id(value), name)
+    for name in LOSS_NAMES:
+        if callable(spec.get(name)):
+            distinct.setdefault(id(spec.get(name)), name)
     if len(distinct) > 1:
         names = " and ".join(f"`{n}` ({spec.where(n)})" for n in distinct.values())
         raise SpecError(
@@ -136,100 +129,70 @@ def _criterion(spec: Spec, name: str, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, nn.Module) else value
 
 
-def _with(criterion: Any) -> Step:
-    def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        arguments, keywords, target = _split(model, batch)
-        output = model(*arguments, **keywords)
-        if target is None:
-            target = arguments[0] if arguments else None
-        result: torch.Tensor = criterion(output, target)
-        return result
-
-    return step
-
-
-def _split(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def _tried(spec: Spec, model: nn.Module, data: Data, device: torch.device) -> tuple[Any, Any]:
+    """The first batch, and the output of a copy of the model for it."""
+    batch = to_device(data.batches.at(0), device)
     try:
-        return split_batch(model, batch)
-    except TypeError as error:
-        raise SpecError(
-            f"a batch is a {error}, which does not say what is input and what is target; write "
-            "`training_step(model, batch)` in the file and return the loss"
-        ) from None
-
-
-def _first(data: Data, device: torch.device) -> Any:
-    from gradscope.workload.move import to_device
-
-    return to_device(data.batches.at(0), device)
-
-
-def _try(spec: Spec, model: nn.Module, batch: Any) -> Any:
-    """The model's output for the first batch, from a copy of the model."""
-    try:
-        arguments, keywords, _ = split_batch(model, batch)
-    except TypeError:
-        raise unknown_batch(spec, batch) from None
-    try:
-        return on_a_copy(model, lambda twin: twin(*arguments, **keywords))
+        arguments, keywords, _ = split(model, batch)
+        return batch, on_a_copy(model, lambda twin: twin(*arguments, **keywords))
+    except SpecError as error:
+        raise SpecError(f"{data.source}: {error}") from None
     except Exception as error:
-        raise forward_error(spec, model, batch, error) from error
+        raise forward_error(spec.path, batch, error) from error
 
 
-def _next_tokens(batch: Any, logits: torch.Tensor, name: str | None) -> bool:
-    return (
-        name is None
-        and isinstance(batch, torch.Tensor)
-        and not batch.is_floating_point()
-        and logits.shape[:-1] == batch.shape
-    )
+def _needs_targets(batch: Any, output: Any, name: str | None) -> bool:
+    """Whether a synthetic batch must get a target: not where the output has a loss, nor for next-token prediction."""
+    logits = logits_in(output)
+    if logits is None or loss_in(output) is not None:
+        return False
+    tokens = isinstance(batch, torch.Tensor) and not batch.is_floating_point()
+    return name is not None or not (tokens and logits.shape[:-1] == batch.shape)
 
 
-def _inferred(spec: Spec, batch: Any, output: Any, model: nn.Module) -> Training:
+def _check_criterion(spec: Spec, name: str, criterion: Any, model: nn.Module, batch: Any, output: Any) -> None:
+    arguments, keywords, target = split(model, batch)
+    target = own_target(arguments, keywords) if target is None else target
+    where = spec.where(name)
+    try:
+        loss = criterion(output, target)
+    except Exception as error:
+        line = user_line(error, spec.path)
+        raise UserCodeError(
+            f"{where}: `{name}` raised {type(error).__name__}{f' at {line}' if line else ''} for output {describe(output)} "
+            f"and target {describe(target)}: {error}"
+        ) from error
+    problem = scalar_problem(loss)
+    if problem:
+        raise SpecError(f"{where}: the loss {problem}")
+
+
+def _inferred(spec: Spec, model: nn.Module, batch: Any, output: Any) -> Training:
     override = "set `loss` to override"
-    if loss_in(output) is not None:
-        kind = "output.loss" if not isinstance(output, torch.Tensor) else "the model's scalar output"
-        return Training(_from_output, Piece("loss", kind, "the model", override))
-    arguments, keywords, target = split_batch(model, batch)
-    inputs = arguments[0] if arguments else keywords.get("input_ids")
+    carried = loss_in(output)
+    if carried is not None:
+        problem = scalar_problem(carried)
+        if problem:
+            raise SpecError(f"{spec.path.name}: the model's own loss {problem}")
+        kind = "the model's scalar output" if isinstance(output, torch.Tensor) else "output.loss"
+        return Training(output_step, Piece("loss", kind, "the model", override))
+    arguments, keywords, target = split(model, batch)
     logits = logits_in(output)
     try:
         if logits is None:
             raise CannotInferError(f"the model returns {describe(output)}")
-        found = infer_loss(logits, target, inputs)
+        found = infer_loss(logits, target, own_target(arguments, keywords))
     except CannotInferError as error:
         raise SpecError(
             f"{spec.path.name}: the loss cannot be inferred: {error}; set `loss = …` (a function of output and target) or "
-            "write `training_step(model, batch)`"
+            "write `def training_step(model, batch): …`"
         ) from None
-    return Training(_composed(found), Piece("loss", found.name, "inferred", f"{found.why}; {override}"), inferred=True)
-
-
-def _from_output(model: nn.Module, batch: Any) -> torch.Tensor:
-    arguments, keywords, _ = _split(model, batch)
-    loss = loss_in(model(*arguments, **keywords))
-    if loss is None:
-        raise SpecError("the model's output had a loss for the first batch and has none now")
-    return loss
-
-
-def _composed(found: Inferred) -> Step:
-    def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        arguments, keywords, target = _split(model, batch)
-        logits = logits_in(model(*arguments, **keywords))
-        assert logits is not None
-        if target is None:
-            target = arguments[0] if arguments else _unpadded(keywords)
-        return found.loss(logits, target)
-
-    return step
-
-
-def _unpadded(keywords: Mapping[str, Any]) -> torch.Tensor:
-    """Token ids with padding marked as not counting."""
-    tokens: torch.Tensor = keywords["input_ids"]
-    mask = keywords.get("attention_mask")
-    return tokens if mask is None else tokens.masked_fill(mask == 0, -100)
+    if not logits.requires_grad:
+        raise SpecError(
+            f"{spec.path.name}: the model's output has no gradient; is it detached, or made under torch.no_grad()?"
+        )
+    piece = Piece("loss", found.name, "inferred", f"{found.why}; {override}")
+    return Training(inferred_step(found), piece, inferred=True)
 
 
 def _shown(criterion: Any) -> str:

@@ -57,7 +57,7 @@ def model_piece(model: nn.Module, found: Found) -> Piece:
     """The line that says how the model was read."""
     layers = sum(1 for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    detail = f"{_count(model)} parameters, {layers} layers"
+    detail = f"{_count(model)} parameters, {layers} layer{'s' if layers > 1 else ''}"
     if frozen:
         detail += f", {100 * frozen / sum(p.numel() for p in model.parameters()):.0f} % of it frozen"
     return Piece("model", found.text, found.source, detail)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gradscope.errors import SpecError
 from gradscope.runs.schema import Piece
@@ -164,18 +163,18 @@ def read_schedulers(spec: Spec, optimizers: Optimizers) -> tuple[Scheduled, ...]
     """The spec's schedulers, stepped once an optimizer step; else those that came with the optimizers.
 
     Raises:
-        SpecError: not a scheduler, one over another optimizer, or one that needs a metric.
+        SpecError: not a scheduler, or one over another optimizer.
         UserCodeError: making it raised.
     """
     found = [n for n in SCHEDULER_NAMES if spec.get(n) is not None and not isinstance(spec.get(n), ModuleType)]
     if not found:
-        return tuple(_checked(one, optimizers, one.source) for one in optimizers.schedulers)
+        return tuple(_checked(one, optimizers) for one in optimizers.schedulers)
     name, where = found[0], spec.where(found[0])
     value = spec.get(name)
     if (callable(value) and not hasattr(value, "step")) or isinstance(value, type):
         value = _make_scheduler(value, spec, optimizers, name, where)
     values = value if isinstance(value, tuple | list) else (value,)
-    return tuple(_checked(Scheduled(one, where), optimizers, where) for one in values)
+    return tuple(_checked(Scheduled(one, where), optimizers) for one in values)
 
 
 def _make_scheduler(value: Callable[..., Any], spec: Spec, optimizers: Optimizers, name: str, where: str) -> Any:
@@ -188,15 +187,10 @@ def _make_scheduler(value: Callable[..., Any], spec: Spec, optimizers: Optimizer
     return call_user(lambda: value(optimizers.values[0]), f"{name}(optimizer) ({where})", spec.path)
 
 
-def _checked(scheduled: Scheduled, optimizers: Optimizers, where: str) -> Scheduled:
-    value = scheduled.value
+def _checked(scheduled: Scheduled, optimizers: Optimizers) -> Scheduled:
+    value, where = scheduled.value, scheduled.source
     if not callable(getattr(value, "step", None)):
         raise SpecError(f"{where}: the scheduler is a {type(value).__name__}, which has no step()")
-    if isinstance(value, ReduceLROnPlateau):
-        raise SpecError(
-            f"{where}: ReduceLROnPlateau follows a validation metric, which is not measured here; leave it out or write the "
-            "planned schedule"
-        )
     over = getattr(value, "optimizer", None)
     if over is not None and not any(over is one for one in optimizers.values):
         raise SpecError(

@@ -10,7 +10,7 @@ from pathlib import Path
 class Overrides:
     """Values that win over the spec's own; None leaves the spec's.
 
-    `data` is a data file, or the name of the one meant in the spec file. `target_column` is the column (or array) to predict.
+    `data` is a data file, or the name of the one meant in the spec file. `target_column` is the column or array to predict.
     """
 
     data: Path | str | None = None

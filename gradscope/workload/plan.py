@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gradscope.errors import SpecError
 from gradscope.runs.schema import Piece, Plan
 from gradscope.workload.overrides import Overrides
-from gradscope.workload.schedule import Rates, current_rates, planned_rates, sample_steps
+from gradscope.workload.schedule import EXACT, Rates, current_rates, follows_a_metric, planned_rates, sample_steps
 from gradscope.workload.target import Spec
 
 PRECISIONS = {
@@ -53,21 +53,22 @@ def _single(value: Any) -> bool:
     return (value.numel() if isinstance(value, torch.Tensor) else value.size) == 1
 
 
-def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v == v and v >= least and v == int(v)
+def _whole(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 1 and value == int(value)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "total_steps": (lambda v: v != math.inf and _whole(1)(v), "a whole number of steps, at least 1"),
-    "batch_size": (lambda v: v != math.inf and _whole(1)(v), "a whole number, at least 1"),
-    "accumulate": (lambda v: v != math.inf and _whole(1)(v), "a whole number of micro-steps, at least 1"),
-    "seed": (lambda v: v != math.inf and _whole(0)(v), "a whole number, at least 0"),
-    "max_norm": (
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < math.inf,
-        "a positive number (0 would zero every gradient), or left out for no clipping",
-    ),
-    "precision": (lambda v: str(v) in PRECISIONS, "fp32, bf16 or fp16"),
-    "device": (lambda v: isinstance(v, str | torch.device), "a device such as cpu or cuda"),
+    "total_steps": (_whole, "a whole number of steps, at least 1"),
+    "batch_size": (_whole, "a whole number of rows, at least 1"),
+    "accumulate": (_whole, "a whole number of micro-steps, at least 1"),
+    "max_norm": (_positive, "a positive number (0 would zero every gradient), or left out for no clipping"),
+    "precision": (lambda value: str(value) in PRECISIONS, "fp32, bf16 or fp16"),
+    "device": (lambda value: isinstance(value, str | torch.device), "a device such as cpu or cuda"),
 }
 
 
@@ -92,32 +93,39 @@ def _device(value: Any, where: str) -> torch.device:
 
 
 def make_plan(
-    base: Plan, optimizers: Sequence[Optimizer], schedulers: Sequence[Any], source: str
-) -> tuple[Plan, tuple[Piece, ...]]:
-    """The plan with its sampled schedule, and the lines `schedule` and `plan`.
+    base: Plan, optimizers: Sequence[Optimizer], schedulers: Sequence[Any], source: str, given: str = "spec"
+) -> tuple[Plan, tuple[Any, ...], tuple[Piece, ...]]:
+    """The plan with its sampled schedule, the schedulers to step, and the lines `schedule` and `plan`.
 
-    Without `total_steps`, or with a scheduler that cannot be copied, the rate is taken as constant, and the line says so.
+    Without `total_steps` only the first 60 steps are sampled; a scheduler that cannot be read ahead, or follows a metric,
+    counts as constant. The line says so. `source` and `given` say where the schedulers and `total_steps` come from.
     """
+    ready = [one for one in schedulers if not follows_a_metric(one)]
+    note = "" if len(ready) == len(schedulers) else "follows a metric that is not measured here, so taken as constant; "
     total = base.total_steps
-    note = ""
-    if total is None and schedulers:
-        total = next((int(s.total_steps) for s in schedulers if isinstance(getattr(s, "total_steps", None), int)), None)
-        note = f"total_steps from {type(schedulers[0]).__name__}; " if total else ""
-    steps: tuple[int, ...] = (0,)
-    rates: Rates = (current_rates(optimizers),)
-    if total is not None and schedulers:
-        try:
-            steps = sample_steps(total)
-            rates = planned_rates(optimizers, schedulers, steps)
-        except Exception as error:
-            steps, rates = (0,), (current_rates(optimizers),)
-            note += f"it cannot be copied ({type(error).__name__}), so taken as constant; "
-    elif schedulers:
-        note += "total_steps unknown, so taken as constant; "
+    if total is None:
+        total = next((s.total_steps for s in ready if isinstance(getattr(s, "total_steps", None), int)), None)
+        given = type(ready[0]).__name__ if total else "default"
+    steps, rates, why = _sampled(optimizers, ready, total)
     plan = replace(base, total_steps=total, lr_steps=steps, lr=rates)
     names = " and ".join(_scheduler_name(s) for s in schedulers)
-    schedule = Piece("schedule", names or "constant", source if names else "default", note + _shape(plan))
-    return plan, (schedule, _plan_piece(plan))
+    schedule = Piece("schedule", names or "constant", source if names else "default", note + why + _shape(plan))
+    return plan, tuple(ready), (schedule, _plan_piece(plan, given))
+
+
+def _sampled(
+    optimizers: Sequence[Optimizer], schedulers: Sequence[Any], total: int | None
+) -> tuple[tuple[int, ...], Rates, str]:
+    constant: Rates = (current_rates(optimizers),)
+    if not schedulers:
+        return (0,), constant, ""
+    steps = sample_steps(EXACT if total is None else total)
+    try:
+        rates = planned_rates(optimizers, schedulers, steps)
+    except Exception as error:
+        return (0,), constant, f"cannot be read ahead ({type(error).__name__}: {error}), so taken as constant; "
+    why = f"total_steps unknown, so taken as constant after step {EXACT}; " if total is None else ""
+    return steps, rates, why
 
 
 def _scheduler_name(scheduler: Any) -> str:
@@ -126,7 +134,7 @@ def _scheduler_name(scheduler: Any) -> str:
 
 def _shape(plan: Plan) -> str:
     """`warm-up 500 steps, peak lr 0.003, ends at 0`."""
-    peaks = [max(row) for row in plan.lr] if plan.lr and plan.lr[0] else [0.0]
+    peaks = [max(row, default=0.0) for row in plan.lr]
     top = max(range(len(peaks)), key=lambda i: peaks[i])
     if max(peaks) == min(peaks):
         return f"lr {peaks[0]:g}"
@@ -134,13 +142,12 @@ def _shape(plan: Plan) -> str:
     return f"{warm}peak lr {peaks[top]:.4g}, ends at {peaks[-1]:.4g}"
 
 
-def _plan_piece(plan: Plan) -> Piece:
+def _plan_piece(plan: Plan, given: str) -> Piece:
     value = "steps unknown" if plan.total_steps is None else f"{plan.total_steps:,} steps".replace(",", " ")
-    source = "default" if plan.total_steps is None else "spec"
     parts = [
         f"clips at {plan.max_norm:g} today" if plan.max_norm is not None else "no clipping",
         plan.precision,
         *([f"accumulates {plan.accumulate} micro-steps"] if plan.accumulate > 1 else []),
         *(["set total_steps to be told about later steps"] if plan.total_steps is None else []),
     ]
-    return Piece("plan", value, source, ", ".join(parts))
+    return Piece("plan", value, given, ", ".join(parts))

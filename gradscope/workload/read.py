@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from gradscope.errors import SpecError
 from gradscope.runs.schema import Piece, Plan
 from gradscope.workload.calls import call_user
 from gradscope.workload.data import Data, no_data, read_data
-from gradscope.workload.forward import forward_error, split_batch
+from gradscope.workload.forward import forward_error, on_a_copy, split_batch
 from gradscope.workload.losses import read_training
 from gradscope.workload.model import Batches, DataEndedError, Workload
 from gradscope.workload.models import device_of, is_lightning, is_uninitialized, model_piece, read_model
@@ -21,6 +22,7 @@ from gradscope.workload.overrides import Overrides
 from gradscope.workload.plan import make_plan, setting
 from gradscope.workload.rng import seed_everything
 from gradscope.workload.schedule import EveryFew
+from gradscope.workload.steps import scalar_problem
 from gradscope.workload.synthetic import read_synthetic
 from gradscope.workload.target import Source, Spec, find_source, import_source
 
@@ -52,7 +54,8 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     optimizers = read_optimizers(spec, model)
     training = read_training(spec, model, data, device)
     schedulers, where = _schedulers(read_schedulers(spec, optimizers), data)
-    plan, lines = make_plan(_base_plan(spec, given, data), optimizers.values, schedulers, where)
+    base, told = _base_plan(spec, given, data), _told(spec, given)
+    plan, schedulers, lines = make_plan(base, optimizers.values, schedulers, where, told)
     pieces = (model_piece(model, found), _data_piece(data, given), training.piece, optimizers.piece, *lines)
     return Workload(
         name=spec.path.stem,
@@ -71,9 +74,25 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     )
 
 
-def describe_pieces(workload: Workload) -> tuple[Piece, ...]:
-    """How each piece of the workload was read, in the order to print."""
-    return workload.pieces
+def try_first_step(workload: Workload) -> float:
+    """The loss of the first batch, on a copy of the model: does the training step work at all?
+
+    Raises:
+        SpecError: the loss is not a scalar, or has no gradient.
+        UserCodeError: the training step raised; the message names the layer and the line.
+    """
+    near = Path(workload.source.partition(":")[0])
+    batch = to_device(workload.batches.at(0), workload.device)
+    try:
+        loss = on_a_copy(workload.model, lambda twin: workload.training_step(twin, batch))
+    except SpecError as error:
+        raise SpecError(f"{near.name}: {error}") from None
+    except Exception as error:
+        raise forward_error(near, batch, error) from error
+    problem = scalar_problem(loss)
+    if problem:
+        raise SpecError(f"{near.name}: the loss {problem}")
+    return float(loss)
 
 
 def _seed(source: Source, overrides: Overrides) -> int:
@@ -116,7 +135,7 @@ def _check_first(spec: Spec, model: nn.Module, data: Data, device: torch.device)
         with torch.no_grad():
             model(*arguments, **keywords)
     except Exception as error:
-        raise forward_error(spec, model, batch, error) from error
+        raise forward_error(spec.path, batch, error) from error
 
 
 def _schedulers(found: tuple[Scheduled, ...], data: Data) -> tuple[tuple[Any, ...], str]:
@@ -136,6 +155,10 @@ def _base_plan(spec: Spec, overrides: Overrides, data: Data) -> Plan:
         precision=precision,
         accumulate=accumulate,
     )
+
+
+def _told(spec: Spec, overrides: Overrides) -> str:
+    return "--total-steps" if overrides.total_steps is not None else spec.where("total_steps")
 
 
 def _rows(batches: Batches) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,17 @@ def seed_everything(seed: int) -> None:
 def mixed(seed: int, index: int) -> int:
     """A seed below 2**32 for item `index` of the sequence that `seed` names."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+
+
+@contextmanager
+def preserved(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Puts the random state of torch (CPU and the CUDA `devices`), numpy and Python back at the end."""
+    others = _others()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        _set_others(others)
 
 
 class Timeline:

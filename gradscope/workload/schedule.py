@@ -68,6 +68,11 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def follows_a_metric(scheduler: Any) -> bool:
+    """Whether it must be told a validation metric at every step, which is not measured here."""
+    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
 class EveryFew:
     """A scheduler that is stepped once every `every` optimizer steps: Lightning's once an epoch."""
 
