@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,12 +20,14 @@ from gradscope.capture.sweep import run_sweep
 from gradscope.capture.trials import run_trial
 from gradscope.capture.updates import UpdateProbe
 from gradscope.diagnosis.plan import next_rehearsals
+from gradscope.diagnosis.verdict import judge
 from gradscope.errors import GradscopeError
 from gradscope.recommendation.plan import next_candidates
 from gradscope.report.build import build_report
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Ending, Trial
+from gradscope.runs.writer import write_header
 from gradscope.workload import Overrides, read_workload
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class _Silent:
     def step(self, seen: StepSeen) -> None: ...
 
 
-@dataclasses.dataclass
+@dataclass
 class _Session:
     """One analysis under way."""
 
@@ -70,7 +73,7 @@ class _Session:
     recorder: Recorder
     watcher: Watcher
     ends_at: float
-    snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
     step_s: float = 0.0
 
     @property
@@ -96,25 +99,42 @@ def analyze(
     rehearse: bool = True,
     verify: bool = True,
     budget: float = 300.0,
+    seeds: int = 1,
     overrides: Overrides | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
     """Record `steps` training steps of the workload that `target` names, and report.
 
     `rehearse`: also rehearse the rest of the plan, to foresee. `verify`: also prove thresholds on rehearsals. Both together
-    take at most about `budget` seconds. The run is kept in `.gradscope/runs`, also when something fails.
+    take at most about `budget` seconds. `seeds`: repeat with so many seeds from `seed` on; the report is the first one's and
+    says how many agree. Every run is kept in `.gradscope/runs`, also when something fails.
 
     Raises:
         SpecError: the target cannot be read into a workload.
         UserCodeError: the user's code raised; what was recorded until then is kept.
         UsageError: the run cannot be written.
     """
-    watcher = watcher or _Silent()
-    settings = dataclasses.replace(overrides or Overrides(), seed=seed)
-    workload = read_workload(target, overrides=settings)
+    asked = overrides or Overrides()
+    directories = [
+        _analyze_once(target, steps, rehearse, verify, budget / seeds, replace(asked, seed=one), watcher or _Silent())
+        for one in range(seed, seed + seeds)
+    ]
+    first = load_run(directories[0])
+    if seeds > 1:
+        verdicts = Counter(judge(load_run(directory)).verdict for directory in directories)
+        agree = ", ".join(f"{word} in {count} of {seeds}" for word, count in verdicts.most_common())
+        write_header(first.path, replace(first.header, notes=(*first.header.notes, f"{seeds} seeds: {agree}")))
+    return build_report(load_run(directories[0]))
+
+
+def _analyze_once(
+    target: str, steps: int, rehearse: bool, verify: bool, budget: float, overrides: Overrides, watcher: Watcher
+) -> Path:
+    """One seed's run; its directory."""
+    workload = read_workload(target, overrides=overrides)
     watcher.read(workload)
-    asked = {"target": target, "steps": steps, "overrides": {k: _plain(v) for k, v in vars(settings).items()}}
-    header = header_for(workload, sys.argv, settings=asked)
+    settings = {"target": target, "steps": steps, "overrides": {k: _plain(v) for k, v in vars(overrides).items()}}
+    header = header_for(workload, sys.argv, settings=settings)
     recorder = Recorder(workload.model, workload.optimizers, name=workload.name, header=header)
     session = _Session(workload, recorder, watcher, time.monotonic() + budget)
     _snapshot(session, "initial", rehearse or verify)
@@ -122,7 +142,7 @@ def analyze(
     if ending.how != "interrupted":
         _snapshot(session, "window", bool(session.snapshots))
         _try(session, rehearse, verify)
-    return build_report(load_run(session.directory))
+    return session.directory
 
 
 def verify_run(run: Run, *, percentiles: tuple[float, ...], budget: float, watcher: Watcher | None = None) -> Run:
