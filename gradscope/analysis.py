@@ -156,7 +156,6 @@ def _record(session: _Session, steps: int) -> Ending:
     probes = (
         GainProbe(workload.model),
         UpdateProbe(workload.model, workload.optimizers),
-        AlongTimeProbe(workload.model),
     )
     session.watcher.stage("window", steps)
     started = time.monotonic()
@@ -224,8 +223,10 @@ def _stages(session: _Session, name: str, planner: Planner, share: float) -> Non
         session.watcher.say(f"{name}: {names}; {steps} steps, about {steps * session.step_s:.0f} s")
         for trial in trials:
             session.watcher.stage(f"{name} {trial.name}", len(trial.indexes))
-            run_trial(
-                session.workload, session.snapshots[trial.start], trial, session.recorder, on_step=session.watcher.step
+            play = run_sweep if trial.kind == "sweep" else run_trial
+            start = session.snapshots[trial.start]
+            play(
+                session.workload, start, trial, session.recorder, on_step=session.watcher.step, deadline=session.ends_at
             )
 
 
