@@ -77,9 +77,11 @@ class LayerRisk:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Will it explode? `explosion_score`: larger is worse, comparable across models, None without rehearsals.
+    """Will it explode? `explosion_score`: larger is worse, comparable across models; 96 for what explodes already, None
+    without rehearsals otherwise.
 
-    `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed).
+    `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed); a failure at the
+    planned rate itself that nothing confirms counts as 2.
     `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on.
     """
 

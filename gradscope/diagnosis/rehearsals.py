@@ -7,16 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import median, unscaled_norms, usable
-from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
+from gradscope.diagnosis.window import EARLY_LOSSES, NOT_LEARNED, nonfinite_losses, nonfinite_steps
 from gradscope.runs.run import Run
+from gradscope.runs.schema import Trial
 
-LATE_LOSSES, EARLY_LOSSES, REFERENCE = 8, 5, 20
+LATE_LOSSES, LATE_SHARE, REFERENCE = 8, 10, 20
 LEAST, MOST = -3.0, 12.0
+LOSS_FAILS, NORM_FAILS, NORM_BLOWN = 10.0, 30.0, 1000.0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The window's own scale: median |loss| of its last 20 and first 5 steps, and its median norm."""
+    """The window's own scale.
+
+    `loss`: the median |loss| of its last 20 steps, but at least a tenth of the first and at least their spread (p90 − p10);
+    `first_loss`: the median |loss| of its first 5; `norm`: its median norm. NaN where nothing was measured.
+    """
 
     loss: float
     first_loss: float
@@ -25,13 +31,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """One rehearsal against the window. `loss_rise` and `norm_rise` are log10, within [−3, 12]; nonfinite is 12."""
+    """One rehearsal against the window. `loss_rise` and `norm_rise` are log10, within [−3, 12]; nonfinite is 12.
+
+    `exact`: every coming step of the plan in turn, nothing compressed. `compression`: plan steps for each of its own.
+    """
 
     name: str
     kind: str
     lr_factor: float
     draw: int
     steps: int
+    exact: bool
+    compression: float
     loss_rise: float
     norm_rise: float
     failed: bool
@@ -40,40 +51,67 @@ class Rehearsed:
 
 def reference(run: Run) -> Reference:
     """The scale that rehearsals of `run` are compared with."""
-    size = np.abs(run.loss[np.isfinite(run.loss)])
-    norms = unscaled_norms(run)[usable(run)]
-    return Reference(median(size[-REFERENCE:]), median(size[:EARLY_LOSSES]), median(norms))
+    losses = run.loss[np.isfinite(run.loss)]
+    tail, first = losses[-REFERENCE:], median(np.abs(losses[:EARLY_LOSSES]))
+    spread = float(np.subtract(*np.percentile(tail, [90, 10]))) if len(tail) else float("nan")
+    loss = float(np.fmax.reduce([median(np.abs(tail)), first / 10, spread]))
+    return Reference(loss, first, median(unscaled_norms(run)[usable(run)]))
 
 
 def rehearsed(run: Run) -> list[Rehearsed]:
-    """Every unclipped rehearsal and replay among the run's trials that took a step, by name."""
+    """Every unclipped rehearsal and replay among the run's trials that came to its end, by name."""
     base = reference(run)
-    kinds = ("rehearsal", "replay")
-    made = [(name, trial, trial.header.trial) for name, trial in sorted(run.trials.items()) if len(trial.step)]
+    about = {name: trial.header.trial for name, trial in sorted(run.trials.items()) if len(trial.step)}
     return [
-        _judge(name, trial, base, about.kind, about.lr_factor, about.draw)
-        for name, trial, about in made
-        if about and about.kind in kinds and about.max_norm is None
+        _judge(run.trials[name], base, made)
+        for name, made in about.items()
+        if made and made.kind in ("rehearsal", "replay") and made.max_norm is None and _ended(run.trials[name])
     ]
 
 
-def _judge(name: str, trial: Run, base: Reference, kind: str, lr_factor: float, draw: int) -> Rehearsed:
-    nonfinite = bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or trial.header.ending.how == "nonfinite"
-    late = np.inf if nonfinite else median(np.abs(trial.loss[-LATE_LOSSES:]))
-    norms = unscaled_norms(trial)[usable(trial)]
-    peak = np.inf if nonfinite else float(norms.max(initial=0.0))
-    loss_scale = np.fmax(base.loss, base.first_loss / 10)
-    far = peak > 1000 * base.norm and late > 0.75 * base.first_loss
-    failed = nonfinite or (late > 10 * loss_scale and peak > 30 * base.norm) or far
+def is_nonfinite(trial: Run) -> bool:
+    """Whether a loss, or a gradient that was not skipped, became nonfinite."""
+    return bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or trial.header.ending.how == "nonfinite"
+
+
+def late_loss(trial: Run) -> float:
+    """The median |loss| of the last tenth of its steps, of 8 at least."""
+    made = trial.header.trial
+    length = len(made.indexes) if made and made.indexes else len(trial.step)
+    return median(np.abs(trial.loss[-max(LATE_LOSSES, length // LATE_SHARE) :]))
+
+
+def _ended(trial: Run) -> bool:
+    return trial.header.ending.how in ("finished", "nonfinite") or is_nonfinite(trial)
+
+
+def _judge(trial: Run, base: Reference, made: Trial) -> Rehearsed:
+    nonfinite = is_nonfinite(trial)
+    late = np.inf if nonfinite else late_loss(trial)
+    peak = np.inf if nonfinite else float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
+    grew = late > LOSS_FAILS * base.loss and peak > NORM_FAILS * base.norm
+    blown = peak > NORM_BLOWN * base.norm and base.norm > 0 and late > NOT_LEARNED * base.first_loss
+    indexes = made.indexes
+    covered = indexes[-1] - indexes[0] + 1 if indexes else len(trial.step)
     return Rehearsed(
-        name, kind, lr_factor, draw, len(trial.step), _rise(late, loss_scale), _rise(peak, base.norm), failed, nonfinite
+        name=made.name,
+        kind=made.kind,
+        lr_factor=made.lr_factor,
+        draw=made.draw,
+        steps=len(trial.step),
+        exact=bool(indexes) and covered == len(indexes),
+        compression=covered / max(1, len(indexes) or len(trial.step)),
+        loss_rise=_rise(late, base.loss),
+        norm_rise=_rise(peak, base.norm),
+        failed=nonfinite or grew or blown,
+        nonfinite=nonfinite,
     )
 
 
 def _rise(value: float, scale: float) -> float:
-    """log10(value / scale) within [−3, 12]; 0 where there is nothing to compare."""
+    """log10(value / scale) within [−3, 12]; 0 where there is nothing to measure against."""
     if value == np.inf:
         return MOST
-    if not (np.isfinite(value) and np.isfinite(scale) and scale > 0):
+    if not (np.isfinite(value) and scale > 0):
         return 0.0
-    return float(np.clip(np.log10(max(value, scale * 1e-300) / scale), LEAST, MOST))
+    return float(np.clip(np.log10(value) - np.log10(scale), LEAST, MOST)) if value > 0 else LEAST

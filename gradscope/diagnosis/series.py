@@ -11,6 +11,7 @@ from gradscope.diagnosis.model import CannotRunError, Finding, Severity
 from gradscope.runs.run import Floats, Run
 
 Bools = NDArray[np.bool_]
+Indexes = NDArray[np.int64]
 
 
 def finding(

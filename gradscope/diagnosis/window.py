@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.series import Bools, count, median, number, running_median, unscaled_norms, usable
-from gradscope.runs.run import Run
+from gradscope.diagnosis.series import Bools, Indexes, median, number, running_median, unscaled_norms, usable
+from gradscope.runs.run import Floats, Run
 
-EARLY_LOSSES, LATE, EARLY_NORMS = 5, 10, 10
+LEAST = 20
+EARLY_LOSSES, EARLY_NORMS, LATE = 5, 10, 10
 LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
-LEAST = 15
+BLOWN, BEFORE = 1000.0, 100
+NOT_LEARNED = 0.75
 JUMP = 30.0
+GUARD = 0.01
+"""A beginning a hundred times below the median of the window is no reference."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,11 @@ class Explosion:
 def explosion(run: Run) -> Explosion | None:
     """The explosion that the recorded steps show, or None.
 
-    nonfinite, or median(last 10 |loss|) > 10 × median(first 5), or median(last 10 norms) > 100 × median(first 10).
-    Steps that a gradient scaler skipped count only by their loss; a loss that falls is no explosion, however negative.
+    Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 ×, median of the last 10 norms
+    above 100 ×, or a norm above 1000 × while the loss has not recovered. Steps that a gradient scaler skipped count only
+    by their loss; a loss that falls is no explosion, however negative. Norms read after clipping are not judged.
     """
-    return _nonfinite(run) or _loss_grew(run) or _norm_grew(run)
+    return _nonfinite(run) or next(_grown(run), None)
 
 
 def enough(run: Run) -> bool:
@@ -40,15 +46,15 @@ def enough(run: Run) -> bool:
 
 
 def stable_prefix(run: Run) -> int:
-    """How many rows come before the first norm that is nonfinite or above 30 × the running median (skipped steps aside)."""
+    """How many rows come before the first norm that is nonfinite or above 30 × the running median; skipped steps aside."""
     norms = unscaled_norms(run)
     taken = np.flatnonzero(~run.skipped & ~(np.isnan(norms) & (run.nonfinite == 0)))
-    values = norms[taken]
-    bad = ~np.isfinite(values)
-    filled = np.where(bad, 0.0, values)
+    values = np.where(np.isfinite(norms[taken]), norms[taken], np.inf)
+    stays = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        bad |= filled > JUMP * running_median(filled, 50, least=3)
-    return int(taken[np.argmax(bad)]) if bad.any() else len(run.step)
+        stays &= ~(values > JUMP * running_median(np.where(stays, values, 0.0), 50))
+    stays[:1] = True
+    return len(run.step) if stays.all() else int(taken[np.argmin(stays)])
 
 
 def nonfinite_steps(run: Run) -> Bools:
@@ -71,39 +77,56 @@ def _nonfinite(run: Run) -> Explosion | None:
         return None
     row = int(bad[0])
     what = "the loss" if losses[row] else "the gradient"
-    begin = min(row, stable_prefix(run))
-    return Explosion(int(run.step[begin]), f"{what} is nonfinite at step {run.step[row]}")
+    return Explosion(_begin(run, row), f"{what} is nonfinite at step {run.step[row]}")
 
 
-def _loss_grew(run: Run) -> Explosion | None:
-    rows = np.flatnonzero(np.isfinite(run.loss))
-    losses = run.loss[rows]
-    if len(losses) < LEAST:
-        return None
-    size = np.abs(losses)
-    first, last = median(size[:EARLY_LOSSES]), median(size[-LATE:])
-    rose = np.median(losses[-LATE:]) > np.median(losses[:EARLY_LOSSES])
-    if not (rose and last > LOSS_FACTOR * first):
-        return None
-    begin = int(np.argmax(size > LOSS_FACTOR * first))
-    seen = f"median |loss| of the last {LATE} steps is {number(last)}, of the first {EARLY_LOSSES} {number(first)}"
-    return Explosion(_begin(run, int(rows[begin])), seen, last / first if first else None, LOSS_FACTOR)
+def _grown(run: Run) -> Iterator[Explosion]:
+    """What grew, the surest sign first."""
+    loss_rows, norm_rows = np.flatnonzero(np.isfinite(run.loss)), np.flatnonzero(usable(run))
+    losses, norms = run.loss[loss_rows], unscaled_norms(run)[norm_rows]
+    judged = run.header.measured_at == "pre_clip" and len(norms) >= LEAST
+    first, last = _first(np.abs(losses), EARLY_LOSSES), median(np.abs(losses[-LATE:]))
+    if len(losses) >= LEAST and last > LOSS_FACTOR * first and _rose(losses):
+        yield _explosion(
+            run, loss_rows, np.abs(losses), (last, first, LOSS_FACTOR), f"median |loss| of the last {LATE}"
+        )
+    if judged and median(norms[-LATE:]) > NORM_FACTOR * _first(norms, EARLY_NORMS):
+        ends = (median(norms[-LATE:]), _first(norms, EARLY_NORMS), NORM_FACTOR)
+        yield _explosion(run, norm_rows, norms, ends, f"median gradient norm of the last {LATE}")
+    if judged and len(losses) >= LEAST and (peak := _blown(norms, losses)):
+        yield _explosion(
+            run, norm_rows, norms, (peak[0], peak[1], BLOWN), "a gradient norm, with a loss that stays up,"
+        )
 
 
-def _norm_grew(run: Run) -> Explosion | None:
-    rows = np.flatnonzero(usable(run))
-    if len(rows) < LEAST or run.header.measured_at == "post_clip":
-        return None
-    norms = unscaled_norms(run)[rows]
-    first, last = median(norms[:EARLY_NORMS]), median(norms[-LATE:])
-    if not last > NORM_FACTOR * first:
-        return None
-    begin = int(np.argmax(norms > NORM_FACTOR * first))
-    seen = (
-        f"median gradient norm of the last {LATE} of {count(len(rows), 'step')} is {number(last)}, "
-        f"of the first {EARLY_NORMS} {number(first)}"
-    )
-    return Explosion(_begin(run, int(rows[begin])), seen, last / first, NORM_FACTOR)
+def _blown(norms: Floats, losses: Floats) -> tuple[float, float] | None:
+    """A norm above 1000 × what came before, with a loss that did not recover: that norm, and what came before."""
+    last = median(np.abs(losses[-LATE:]))
+    before = running_median(norms, BEFORE, EARLY_LOSSES)
+    with np.errstate(invalid="ignore"):
+        jumps = norms > BLOWN * before
+    if jumps.any() and last > NOT_LEARNED * _first(np.abs(losses), EARLY_LOSSES):
+        row = int(np.argmax(jumps))
+        return float(norms[row]), float(before[row])
+    if norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
+        return float(norms.max()), float(norms[0])
+    return None
+
+
+def _first(sizes: Floats, count: int) -> float:
+    """The beginning to compare with; never below a hundredth of the median."""
+    return float(np.fmax(median(sizes[:count]), GUARD * median(sizes)))
+
+
+def _rose(losses: Floats) -> bool:
+    return median(losses[-LATE:]) > median(losses[:EARLY_LOSSES])
+
+
+def _explosion(run: Run, rows: Indexes, sizes: Floats, ends: tuple[float, float, float], what: str) -> Explosion:
+    last, first, limit = ends
+    row = int(rows[np.argmax(sizes > limit * first)])
+    said = f"{what} is {number(last)}, against {number(first)} before"
+    return Explosion(_begin(run, row), said, last / first if first else None, limit)
 
 
 def _begin(run: Run, row: int) -> int:

@@ -1,0 +1,89 @@
+"""Standing out from peers: how many decades a value lies above the median of the others, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.diagnosis.series import Indexes
+from gradscope.runs.run import Floats
+
+SPREAD_FLOOR = 0.05
+"""Decades: peers that agree to 12 % count as equal."""
+SHRINK = 3.0
+
+
+@dataclass(frozen=True)
+class Excess:
+    """Of n things: `decades` (log10 of the factor) above the median of the *other* peers; `z`, the same in robust spreads
+    (1.4826·MAD + .05); `peers`, how many others there are; `center`, their median in log10. What cannot be compared has
+    0, 0, 0 and NaN.
+    """
+
+    decades: Floats
+    z: Floats
+    peers: Floats
+    center: Floats
+
+    def shrunk(self) -> Excess:
+        """Fewer peers count less: decades × n / (n + 3)."""
+        return Excess(self.decades * self.peers / np.maximum(1.0, self.peers + SHRINK), self.z, self.peers, self.center)
+
+
+def nothing(count: int) -> Excess:
+    """No comparison for any of `count` things."""
+    return Excess(np.zeros(count), np.zeros(count), np.zeros(count), np.full(count, np.nan))
+
+
+def excess(logs: Floats, groups: Iterable[Indexes]) -> Excess:
+    """Compare each of `logs` (log10; NaN: not measured) with the others of its group. Groups do not overlap."""
+    result = nothing(len(logs))
+    for group in groups:
+        kept = group[np.isfinite(logs[group])]
+        if len(kept) < 2:
+            continue
+        values = logs[kept]
+        center = median_of_others(values)
+        spread = 1.4826 * _deviation_of_others(values, center) + SPREAD_FLOOR
+        result.decades[kept] = values - center
+        result.z[kept] = (values - center) / spread
+        result.peers[kept] = len(kept) - 1
+        result.center[kept] = center
+    return result
+
+
+def choose(found: list[Excess], pick: NDArray[np.int64]) -> Excess:
+    """For each thing the comparison that `pick` names."""
+
+    def of(name: str) -> Floats:
+        return np.asarray(np.choose(pick, [getattr(one, name) for one in found]), float)
+
+    return Excess(of("decades"), of("z"), of("peers"), of("center"))
+
+
+def smallest(found: list[Excess]) -> Excess:
+    """For each thing the comparison with the fewest decades."""
+    return choose(found, np.argmin([one.decades for one in found], axis=0))
+
+
+def median_of_others(values: Floats) -> Floats:
+    """(n,): the median of all values but the own one; n of at least 2."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values))
+    others = len(values) - 1
+    low, high = (others - 1) // 2, others // 2
+    return np.asarray((ordered[low + (rank <= low)] + ordered[high + (rank <= high)]) / 2, float)
+
+
+def _deviation_of_others(values: Floats, center: Floats) -> Floats:
+    """(n,): the median absolute deviation of the others from their own median (which takes three values at most)."""
+    result = np.empty(len(values))
+    for middle in np.unique(center):
+        at = center == middle
+        result[at] = median_of_others(np.abs(values - middle))[at]
+    return result
