@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,9 @@ from gradscope.workload.rng import Timeline, mixed
 
 HELD_BYTES = 2**30
 """Most bytes of drawn batches a stream holds. Used batches go first, longest unused first; unused ones are never dropped."""
+
+DRAWING_SECONDS = 30.0
+"""The longest that drawing on to a coming batch may take."""
 
 
 class IndexedBatches:
@@ -83,7 +87,8 @@ class StreamBatches:
         self._passes = self._drawn = 0
         self._ahead: dict[int, tuple[Any, int]] = {}
         self._used: OrderedDict[int, tuple[Any, int]] = OrderedDict()
-        self._ahead_bytes = self._used_bytes = 0
+        self._ahead_bytes = self._used_bytes = self._drawn_bytes = 0
+        self._drawing_seconds = 0.0
 
     def at(self, index: int) -> Any:
         """The batch of micro-step `index`, a copy that the model may change.
@@ -105,8 +110,14 @@ class StreamBatches:
         return copied(batch)
 
     def reach(self, index: int) -> bool:
-        """Whether batch `index` is held."""
-        return index in self._ahead or index in self._used
+        """Whether batch `index` is held, or drawing on to it stays within `HELD_BYTES` and `DRAWING_SECONDS`."""
+        if index < self._drawn:
+            return index in self._ahead or index in self._used
+        if self._drawn == 0:
+            return True
+        further = (index + 1 - self._drawn) / self._drawn
+        held = self._ahead_bytes + further * self._drawn_bytes
+        return held <= self._limit and further * self._drawing_seconds <= DRAWING_SECONDS
 
     def _draw(self) -> None:
         if self._ahead_bytes > self._limit:
@@ -114,8 +125,11 @@ class StreamBatches:
                 f"{len(self._ahead)} batches are drawn ahead already, more than {self._limit / 2**20:.0f} MiB; "
                 "data that is fetched by index (a Dataset) has no such limit"
             )
+        began = time.monotonic()
         batch = copied(self._timeline.run(self._next))
+        self._drawing_seconds += time.monotonic() - began
         size = nbytes(batch)
+        self._drawn_bytes += size
         self._ahead[self._drawn] = (batch, size)
         self._ahead_bytes += size
         self._drawn += 1

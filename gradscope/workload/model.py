@@ -28,7 +28,7 @@ class Batches(Protocol):
         ...
 
     def reach(self, index: int) -> bool:
-        """Whether `at(index)` can be had at a cost that does not grow with `index`, or has been drawn already."""
+        """Whether `at(index)` can be had at a bearable cost in time and memory."""
         ...
 
 
