@@ -17,12 +17,13 @@ from gradscope.capture.loop import StepSeen, run_steps
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
-from gradscope.capture.trials import run_trial
+from gradscope.capture.trials import UNCHANGED, both, longer_warmup, run_trial, scaled_layer
 from gradscope.capture.updates import UpdateProbe
 from gradscope.diagnosis.plan import next_rehearsals
 from gradscope.diagnosis.verdict import judge
 from gradscope.errors import GradscopeError
 from gradscope.recommendation.plan import next_candidates
+from gradscope.recommendation.remedies import next_remedies
 from gradscope.report.build import build_report
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
-REHEARSAL_SHARE = 0.5
-"""Of the budget, what rehearsals may take; the rest is for proving thresholds."""
+REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
+"""Of the time left, what rehearsals and then the proving of thresholds may take; remedies have the rest."""
 
 Planner = Callable[[Run, float], tuple[Trial, ...]]
 
@@ -198,7 +199,8 @@ def _try(session: _Session, rehearse: bool, verify: bool) -> None:
         if rehearse:
             _stages(session, "rehearsal", next_rehearsals, REHEARSAL_SHARE)
         if verify:
-            _stages(session, "verification", next_candidates, 1.0)
+            _stages(session, "verification", next_candidates, VERIFICATION_SHARE)
+            _stages(session, "remedy", next_remedies, 1.0)
 
 
 @contextmanager

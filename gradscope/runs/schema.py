@@ -85,7 +85,9 @@ class Trial:
     `kind`: rehearsal | replay | sweep | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and learning
     rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
     `lr_at`: `planned` (lr_factor × the planned rate of each index) or `peak` (× the highest planned rate still to come).
-    A `sweep` only looks: the loss of each batch, no step. `note`: in plain words, what differs from the run itself.
+    A `sweep` only looks: the loss of each batch, no step. `warm_up`: the rate also rises over so many first steps of the
+    plan. `layer` starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
+    remedy, its further lines are what to paste.
     """
 
     kind: str
@@ -96,6 +98,9 @@ class Trial:
     start: str = "window"
     indexes: tuple[int, ...] = ()
     draw: int = 0
+    warm_up: int | None = None
+    layer: str | None = None
+    layer_scale: float = 1.0
     note: str = ""
 
 

@@ -1,0 +1,102 @@
+"""Which remedies to try next: a pure function of the run on disk, asked again until it wants nothing more.
+
+Where it explodes, or will: lower learning rates, a longer warm-up, the culprit's initialisation scaled to its peers, and
+clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the best two that can be joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gradscope.diagnosis.layers import rank_layers
+from gradscope.diagnosis.plan import even, horizon
+from gradscope.diagnosis.rehearsals import is_nonfinite, reference
+from gradscope.diagnosis.series import median
+from gradscope.diagnosis.verdict import judge
+from gradscope.recommendation.candidates import DIVERGED, LAST, candidates
+from gradscope.runs.run import Run
+from gradscope.runs.schema import Trial
+
+LENGTH, LEAST = 100, 20
+LOWER = (0.5, 0.25, 0.1)
+WARM_UP_SHARE = 0.3
+NEEDED = ("exploding", "will-explode")
+
+
+def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
+    """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
+    if judge(run).verdict not in NEEDED or allowed < LEAST:
+        return ()
+    tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
+    if not tried:
+        wanted = _single(run)
+        length = int(min(LENGTH, max(LEAST, allowed / (len(wanted) + 1))))
+        indexes = tuple(int(i) for i in even(0, horizon(run), length))
+        return tuple(replace(one, indexes=indexes) for one in wanted[: int(min(allowed, 1e9) / length)])
+    pair = None if any("+" in name for name in tried) else _pair(run, tried)
+    return (pair,) if pair else ()
+
+
+def _single(run: Run) -> list[Trial]:
+    def remedy(name: str, note: str, paste: str, **change: object) -> Trial:
+        return replace(Trial("remedy", name, start="initial", note=f"{note}\n{paste}"), **change)  # type: ignore[arg-type]  # names of fields
+
+    rates = run.header.optimizer.groups if run.header.optimizer else ()
+    peak = max((rate for row in run.header.plan.lr for rate in row), default=rates[0].lr if rates else 0.0)
+    wanted = [
+        remedy(f"lr-{factor:g}", f"learning rate × {factor:g}", f"lr = {peak * factor:.4g}  # peak", lr_factor=factor)
+        for factor in LOWER
+    ]
+    steps = max(10, int(WARM_UP_SHARE * horizon(run)))
+    wanted.append(remedy("warm-up", f"warm-up over {steps} steps", _warm_up(steps), warm_up=steps))
+    top = next(
+        (layer for layer in rank_layers(run) if layer.level == "high" and layer.component == "init" and layer.factor),
+        None,
+    )
+    if top and top.factor:
+        scale = 1 / top.factor
+        paste = f'model.get_submodule("{top.name}").weight.data.mul_({scale:.3g})  # before training'
+        wanted.append(remedy("init", f"{top.name} starts × {scale:.3g}", paste, layer=top.name, layer_scale=scale))
+    winner = next((c for c in candidates(run) if c.chosen and c.max_norm is not None), None)
+    if winner and winner.max_norm is not None:
+        paste = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
+        wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
+    return wanted
+
+
+def _warm_up(steps: int) -> str:
+    schedule = "torch.optim.lr_scheduler.LambdaLR"
+    return f"scheduler = {schedule}(optimizer, lambda step: min(1.0, (step + 1) / {steps}))  # × your own schedule"
+
+
+def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
+    """The two best that held and change different things, as one."""
+    held = [one for one in sorted(tried.values(), key=_last_loss) if _held(run, one)]
+    best = [one.header.trial for one in held if one.header.trial]
+    for other in best[1:]:
+        if _kind(best[0]) != _kind(other):
+            return _joined(best[0], other)
+    return None
+
+
+def _joined(one: Trial, other: Trial) -> Trial:
+    changes, pastes = zip(*(trial.note.split("\n", 1) for trial in (one, other)), strict=True)
+    plain = Trial("remedy", "", note="")
+    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "max_norm")
+    taken = {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(plain, name)}
+    note = " and ".join(changes) + "\n" + "\n".join(pastes)
+    return replace(one, name=f"{one.name}+{other.name}", note=note, **taken)
+
+
+def _kind(trial: Trial) -> str:
+    return trial.name.split("-")[0]
+
+
+def _last_loss(trial: Run) -> float:
+    return median(np.abs(trial.loss[-LAST:]))
+
+
+def _held(run: Run, trial: Run) -> bool:
+    return not is_nonfinite(trial) and _last_loss(trial) <= DIVERGED * reference(run).first_loss
