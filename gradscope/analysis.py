@@ -225,11 +225,18 @@ def _stages(session: _Session, name: str, planner: Planner, share: float) -> Non
         session.watcher.say(f"{name}: {names}; {steps} steps, about {steps * session.step_s:.0f} s")
         for trial in trials:
             session.watcher.stage(f"{name} {trial.name}", len(trial.indexes))
-            play = run_sweep if trial.kind == "sweep" else run_trial
-            start = session.snapshots[trial.start]
-            play(
-                session.workload, start, trial, session.recorder, on_step=session.watcher.step, deadline=session.ends_at
-            )
+            _play(session, trial)
+
+
+def _play(session: _Session, trial: Trial) -> None:
+    where = (session.workload, session.snapshots[trial.start], trial, session.recorder)
+    if trial.kind == "sweep":
+        run_sweep(*where, on_step=session.watcher.step, deadline=session.ends_at)
+        return
+    change = longer_warmup(trial.warm_up) if trial.warm_up else UNCHANGED
+    if trial.layer:
+        change = both(change, scaled_layer(trial.layer, trial.layer_scale))
+    run_trial(*where, change=change, on_step=session.watcher.step, deadline=session.ends_at)
 
 
 def _plain(value: object) -> object:
