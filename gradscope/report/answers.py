@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradscope.recommendation.model import Recommendation, Threshold
@@ -45,7 +46,7 @@ def explosion(report: Report) -> Answer:
         "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
         "unknown": "Not known from these steps",
     }[verdict.verdict]
-    return Answer("Will it explode?", head, verdict.reasons)
+    return Answer("Will it explode?", head, _sentences(verdict.reasons))
 
 
 def rehearsed(report: Report) -> bool:
@@ -62,7 +63,7 @@ def layer(report: Report) -> Answer:
     if top.level == "low":
         return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
     message = without_subject(top.message, top.name)
-    return Answer(question, visible(top.name), tuple(text for text in (message, top.advice) if text))
+    return Answer(question, visible(top.name), _sentences((message, top.advice)))
 
 
 def without_subject(message: str, subject: str | None) -> str:
@@ -77,7 +78,7 @@ def threshold(report: Report) -> Answer:
     if recommendation is None:
         return Answer(question, "None: no gradient norm was measured", ())
     if recommendation.max_norm is None:
-        return Answer(question, "Do not clip", (recommendation.reason,))
+        return Answer(question, "Do not clip", _sentences((recommendation.reason,)))
     return Answer(question, f"{name_of(recommendation)} = {number(recommendation.max_norm)}", _evidence(recommendation))
 
 
@@ -96,7 +97,7 @@ def _evidence(recommendation: Recommendation) -> tuple[str, ...]:
     ]
     if asked is not None:
         lines.append(describe(asked))
-    return tuple(line for line in lines if line)
+    return _sentences(lines)
 
 
 def describe(asked: Threshold) -> str:
@@ -106,14 +107,14 @@ def describe(asked: Threshold) -> str:
 
 def interval(asked: Threshold) -> str:
     """Both ends of a threshold's interval, or what is missing for one."""
-    sure = f"{share(asked.confidence)} confidence"
+    sure = f"{share(asked.confidence)} sure"
     if asked.low is None and asked.high is None:
         return "too few steps for an interval"
     if asked.high is None:
         return f"at least {number(asked.low)}, {sure}; too few steps for an upper end"
     if asked.low is None:
         return f"at most {number(asked.high)}, {sure}; too few steps for a lower end"
-    return f"{number(asked.low)} to {number(asked.high)}, {sure} an end"
+    return f"{number(asked.low)} to {number(asked.high)}, each end {sure}"
 
 
 def sureness(report: Report) -> Answer:
@@ -122,10 +123,14 @@ def sureness(report: Report) -> Answer:
     tried = sum(t.header.trial is not None and t.header.trial.kind == "rehearsal" for t in report.run.trials.values())
     ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else "not rehearsed: a window alone cannot foresee"
     if recommendation is None:
-        return Answer(question, "Nothing was measured", (ahead,))
+        return Answer(question, "Nothing was measured", _sentences((ahead,)))
     head = "Threshold tried and held" if recommendation.verified else "Threshold not tried"
     if recommendation.max_norm is None:
         head = "Training without clipping was tried" if recommendation.verified else "Not tried"
     basis = f"from {plural(recommendation.steps_used, 'step')}: {recommendation.basis}"
     left = ", ".join(f"{count} {reason}" for reason, count in recommendation.excluded.items() if count)
-    return Answer(question, head, tuple(text for text in (ahead, basis, left and f"left out: {left}") if text))
+    return Answer(question, head, _sentences((ahead, basis, left and f"left out: {left}")))
+
+
+def _sentences(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{line[0].upper()}{line[1:]}{'' if line[-1] in '.:!?' else '.'}" for line in lines if line)

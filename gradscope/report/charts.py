@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -78,12 +78,13 @@ def _figure(height: float, rows: Sequence[float] = (1,)) -> tuple[Figure, list[A
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=list(rows))[:, 0]
     for axis in axes:
         axis.grid(True, axis="y")
+        axis.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     return figure, list(axes)
 
 
 def plain_number(value: float, _place: int | None = None) -> str:
     """A tick as plain text: `0.001`, `20`, `1e-08`."""
-    return f"{value:.4g}"
+    return number(value)
 
 
 def log_axis(axis: Any, values: Any) -> None:
@@ -97,7 +98,7 @@ def log_axis(axis: Any, values: Any) -> None:
     pad = (np.log10(high) - np.log10(low)) * 0.05
     axis.set_yscale("log")
     axis.set_ylim(max(10 ** (np.log10(low) - pad), 1e-320), min(10 ** (np.log10(high) + pad), 1e307))
-    axis.yaxis.set_major_locator(LogLocator(numticks=6))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,), numticks=8))
     axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -213,7 +214,7 @@ def heatmap(report: Report) -> Figure | None:
 def depth(report: Report) -> Figure | None:
     """Median gradient norm and gains along the forward order, the layer most at risk marked."""
     cells, run = report.cells, report.run
-    if not len(cells.median):
+    if len(cells.median) < 2:
         return None
     gains = [
         (name, _gain(run, probe))
@@ -233,10 +234,9 @@ def depth(report: Report) -> Figure | None:
             axes[1].plot(place, values, color=(GREEN, PURPLE)[i], linestyle=DASHES[i], label=name, **few)
         axes[1].set_ylabel("gain")
     for axis in axes:
-        _mark_culprit(axis, report)
+        _mark_culprit(axis, report, named=axis is axes[0])
         axis.legend(loc="best", ncols=2, fontsize=10)
     axes[-1].set_xlabel("layer, in forward order (0 runs first)")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -247,10 +247,12 @@ def culprit(report: Report) -> int | None:
     return names.index(ranked[0].name) if ranked and ranked[0].level != "low" and ranked[0].name in names else None
 
 
-def _mark_culprit(axis: Any, report: Report) -> None:
+def _mark_culprit(axis: Any, report: Report, *, named: bool) -> None:
     place = culprit(report)
-    if place is not None:
-        axis.axvline(place, color=ORANGE, linewidth=1.2, linestyle=DASHES[1])
+    if place is None:
+        return
+    axis.axvline(place, color=ORANGE, linewidth=1.2, linestyle=DASHES[1])
+    if named:
         name = elide(visible(report.run.layers[place].name), 40)
         side = "right" if place > len(report.run.layers) / 2 else "left"
         text = f" ▲ {name} "
@@ -290,6 +292,7 @@ def boxes(report: Report) -> Figure | None:
     del drawn
     labels = [elide(visible(names[i]), 44) for i, _ in finite][::-1]
     axis.set_yticks(range(1, len(labels) + 1), labels, fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=axis.dataLim.width > 1.5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain_number(10**x)))
     axis.set_xlabel("gradient norm (L2), log scale: median, quartiles, whiskers to 1.5 × their distance")
     return figure
@@ -371,6 +374,36 @@ def time_profile(report: Report) -> Figure | None:
     )
     axis.set_xlabel("time step t of the sequence")
     axis.set_ylabel("gradient norm of the state")
+    return figure
+
+
+def compared(a: Report, b: Report) -> Figure | None:
+    """The global norms of two runs on one axis, with the threshold of each."""
+    with style():
+        return _compared(a, b)
+
+
+def _compared(a: Report, b: Report) -> Figure | None:
+    shown = [(letter, report) for letter, report in (("A", a), ("B", b)) if report.run.measured.any()]
+    if not shown:
+        return None
+    figure, (axis,) = _figure(3.8)
+    finite = [report.run.global_norm[report.run.measured] for _, report in shown]
+    limits = [r.recommendation.max_norm for _, r in shown if r.recommendation and r.recommendation.max_norm]
+    log_axis(axis, np.concatenate([*finite, limits]))
+    labels = []
+    for (letter, report), color, dash in zip(shown, (BLUE, ORANGE), (DASHES[0], DASHES[1]), strict=False):
+        starts = bins(len(report.run.step), columns_for(len(report.run.step)))
+        norm = pool_max(np.where(report.run.measured, report.run.global_norm, np.nan), starts)
+        axis.plot(report.run.step[starts], norm, color=color, linestyle=dash, linewidth=1.5)
+        labels.append((float(norm[~np.isnan(norm)][-1]), letter, color))
+        limit = report.recommendation.max_norm if report.recommendation else None
+        if limit:
+            axis.axhline(limit, color=color, linewidth=1, linestyle=DASHES[2])
+            labels.append((limit, f"max_norm {letter} {number(limit)}", color))
+    axis.set_ylabel("global norm (L2)")
+    axis.set_xlabel("optimizer step")
+    right_labels(axis, labels)
     return figure
 
 

@@ -54,6 +54,12 @@ class Report:
     def _risks(self) -> dict[str, LayerRisk]:
         return {risk.name: risk for risk in self.diagnosis.layers}
 
+    def _repr_html_(self) -> str:
+        """The page inside a frame of its own: its scripts and styles cannot touch the notebook around it."""
+        from gradscope.report.renderers.inline import render
+
+        return render(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; `schema_version` changes when a key does."""
         verdict, thresholds = self.diagnosis.verdict, self.recommendation and self.recommendation.thresholds

@@ -39,6 +39,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     for function in (text.visible, text.elide, text.number, text.share, text.times):
         environment.filters[function.__name__] = function

@@ -30,8 +30,20 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     }
     _clean(root, prefix, used)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "plot"}
+    root.attrib |= {"data-box": _box(figure), "data-range": _range(figure)}
     text = ET.tostring(_plain(root), encoding="unicode")
     return re.sub(r"\s*\n\s*", " ", text)
+
+
+def _box(figure: Figure) -> str:
+    """Left, top, right and bottom of the first axes, in units of the view box."""
+    (x0, y0), (x1, y1) = figure.axes[0].get_position().get_points()
+    width, height = 72 * figure.get_size_inches()
+    return " ".join(f"{value:.1f}" for value in (x0 * width, (1 - y1) * height, x1 * width, (1 - y0) * height))
+
+
+def _range(figure: Figure) -> str:
+    return " ".join(f"{value:.6g}" for value in figure.axes[0].get_ylim())
 
 
 def _clean(node: ET.Element, prefix: str, used: set[str]) -> None:

@@ -76,20 +76,25 @@ def steps_range(first: int | None, last: int | None) -> str:
     return str(first) if last is None or last == first else f"{first}–{last}"
 
 
-def sparkline(values: Sequence[float], width: int, *, unicode: bool = True) -> str:
-    """log10 of `values`, at most `width` characters, each the largest of its steps; nonfinite ones are marked `x`."""
+def sparkline(
+    values: Sequence[float], width: int, *, limits: tuple[float, float] | None = None, unicode: bool = True
+) -> str:
+    """log10 of `values`, at most `width` characters, each the largest of its steps; nonfinite ones are marked `✕`.
+
+    `limits` are the values of the lowest and the highest mark; by default those of `values`.
+    """
     magnitude = np.asarray(values, float)
     if not len(magnitude):
         return ""
     starts = bins(len(magnitude), width)
     bad = np.maximum.reduceat(~np.isfinite(magnitude), starts)
     pooled = log10(pool_max(np.where(np.isfinite(magnitude), magnitude, np.nan), starts))
-    known = pooled[~np.isnan(pooled)]
+    known = pooled[~np.isnan(pooled)] if limits is None else np.log10(limits)
     low, span = (known.min(), max(np.ptp(known), 1e-9)) if len(known) else (0.0, 1.0)
     marks = _BLOCKS if unicode else _ASCII
-    level = np.nan_to_num((pooled - low) / span * (len(marks) - 1)).round().astype(int)
+    level = np.clip(np.nan_to_num((pooled - low) / span), 0, 1) * (len(marks) - 1)
     wrong = "✕" if unicode else "x"
-    return "".join(wrong if b else marks[i] for b, i in zip(bad, level, strict=True))
+    return "".join(wrong if b else marks[round(i)] for b, i in zip(bad, level, strict=True))
 
 
 def bar(value: float | None, low: float, high: float, width: int, *, unicode: bool = True) -> str:

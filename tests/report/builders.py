@@ -116,6 +116,7 @@ def make_findings(subject: str | None) -> tuple[Finding, ...]:
 
 
 def make_report(run: Run, *, culprit: str | None = None, verdict: Verdict | None = None, **changes: Any) -> Report:
+    run = dataclasses.replace(run, path=Path("runs/20261123T000000Z-handmade-0000"))
     norms = list(run.global_norm[run.measured])
     report = Report(
         run=run,
@@ -188,9 +189,7 @@ def verified(folder: Path) -> Report:
         loss = np.linspace(2, 1, 80) if factor == 1 else np.linspace(2, 2 * 10**factor, 80)
         if factor == 4:
             loss[60:] = np.nan
-        plan = Trial(
-            "rehearsal", f"rehearsal-x{factor:g}", factor, indexes=tuple(np.linspace(50, 999, 80).astype(int).tolist())
-        )
+        plan = Trial("rehearsal", f"x{factor:g}", factor, indexes=tuple(np.linspace(50, 999, 80).astype(int).tolist()))
         trials[plan.name] = (plan, list(loss), list(np.geomspace(1, 10**factor, 80)))
     trials["replay"] = (Trial("replay", "replay", 1.0), list(np.linspace(2, 3, 26)), [1.0] * 26)
     candidates = []

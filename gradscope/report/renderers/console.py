@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers
+from gradscope.diagnosis.model import Finding
+from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, without_subject
 from gradscope.report.model import Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
@@ -146,7 +147,13 @@ def _findings(report: Report) -> Iterator[RenderableType]:
         symbol = SEVERITIES[finding.severity][0]
         head = Text.assemble((f"{symbol} {finding.severity} {finding.code} {finding.rule}", STYLES[finding.severity]))
         head.append(f" · {where}{f' · step {steps}' if steps else ''}")
-        yield Padding(Group(head, *(Text(f"  {t}") for t in (finding.message, finding.advice) if t)), (0, 0, 0, 2))
+        yield Padding(Group(head, *(Text(f"  {t}") for t in _said(finding))), (0, 0, 0, 2))
+
+
+def _said(finding: Finding) -> list[str]:
+    """What was seen and what to do, without the subject that the line above names."""
+    said = (without_subject(finding.message, finding.subject), finding.advice)
+    return [visible(text) for text in said if text]
 
 
 def _layers(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
@@ -174,7 +181,9 @@ def _layer_table(rows: list[LayerRow], terminal: Terminal, wide: bool) -> Table:
         cells = [Text(str(row.place)), Text(elide(visible(row.name), name_width))]
         cells += [Text(level, style=STYLES[row.level] if row.level else ""), Text(times(row.factor))]
         cells += [Text(number(row.median)), Text(bar(row.median, low, high, 10, unicode=terminal.unicode))]
-        table.add_row(*cells, *([Text(visible(row.type)), Text(visible(row.message or ""))] if wide else []))
+        table.add_row(
+            *cells, *([Text(visible(row.type)), Text(visible(without_subject(row.message, row.name)))] if wide else [])
+        )
     return table
 
 

@@ -26,9 +26,9 @@ from gradscope.report.text import number, ordinal, share, steps_range, visible
 RANKS = {"high": 2, "medium": 1, "low": 0, None: -1}
 MODULES = 200
 COLUMNS = (
-    ("#", "n"), ("Layer", ""), ("Type", ""), ("Level", ""), ("Factor", "n"), ("Decided by", ""), ("Median norm", "n"),
+    ("#", "n"), ("Layer", ""), ("Type", ""), ("Level", ""), ("Factor", "n"), ("Why", ""), ("Median norm", "n"),
     ("Largest norm", "n"), ("Last norm", "n"), ("Nonfinite steps", "n"), ("Own threshold", "n"), ("Elements", "n"),
-    ("Order", "n"), ("Why", ""),
+    ("Order", "n"),
 )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _slider(report: Report) -> dict[str, Any]:
     }
 
 
-def _rung(rung: Threshold, used: int) -> dict[str, str]:
+def _rung(rung: Threshold, used: int) -> dict[str, Any]:
     clipped = round(rung.clipped_fraction * used)
     return {
         "percentile": ordinal(rung.percentile),
@@ -147,4 +147,5 @@ def _rung(rung: Threshold, used: int) -> dict[str, str]:
         "clips": f"{clipped} of {used} steps ({share(rung.clipped_fraction)})",
         "retained": share(rung.mean_retained_step),
         "mode": rung.mode,
+        "value": rung.max_norm,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from gradscope.report.answers import SEVERITIES, TITLES, answers
+from gradscope.report.answers import SEVERITIES, TITLES, answers, without_subject
 from gradscope.report.model import Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import layer_rows, trial_rows
@@ -60,7 +60,7 @@ def _findings(report: Report) -> list[str]:
             f"{f.code} {f.rule}",
             escape(f.subject) if f.subject is not None else "whole network",
             steps_range(f.first_step, f.last_step),
-            escape(f"{f.message} {f.advice}".strip()),
+            escape(f"{without_subject(f.message, f.subject)} {f.advice}".strip()),
         )
         for f in findings
     ]
@@ -79,7 +79,7 @@ def _layers(report: Report) -> list[str]:
             number(row.median),
             number(row.maximum),
             str(row.nonfinite_steps),
-            escape(row.message) if row.message else "",
+            escape(without_subject(row.message, row.name)) if row.message else "",
         )
         for row in layer_rows(report)
     ]

@@ -31,10 +31,20 @@
   function slider() {
     if (!$("percentile")) return;
     const { name, rungs } = json("ladder-data"), input = $("percentile"), out = $("slider-read");
+    const plot = $("norm-plot")?.querySelector("svg"), line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    line.classList.add("chosen-line");
+    const move = (value) => {
+      if (!plot) return;
+      const [left, top, right, bottom] = plot.dataset.box.split(" "), [low, high] = plot.dataset.range.split(" ").map(Math.log10);
+      const y = bottom - (Math.log10(value) - low) / (high - low) * (bottom - top);
+      Object.entries({ x1: left, x2: right, y1: y, y2: y }).forEach(([k, v]) => line.setAttribute(k, v));
+      plot.append(line);
+    };
     const show = () => {
       const r = rungs[input.value];
       out.replaceChildren(make("strong", `${r.percentile} percentile: ${name} = ${r.max_norm}`),
         ` · clips ${r.clips} · keeps ${r.retained} of the step on average · ${r.mode} · ${r.interval}`);
+      move(r.value);
       input.setAttribute("aria-valuetext", `${r.percentile} percentile, ${name} ${r.max_norm}`);
     };
     input.addEventListener("input", show);
@@ -75,24 +85,26 @@
     const data = json("heat-data"), canvas = $("heat"), pen = canvas.getContext("2d"), columns = data.first.length;
     const bytes = Uint8Array.from(atob(data.codes), (c) => c.charCodeAt(0)), view = new DataView(bytes.buffer);
     const code = (layer, column) => view.getUint16(2 * (layer * columns + column), true);
-    const all = data.names.map((_, i) => i), gutter = () => Math.min(230, canvas.clientWidth * 0.32), foot = 22;
-    let rows = all, at = null;
+    const all = data.names.map((_, i) => i), foot = 22;
+    let rows = all, at = null, longest = 0;
+    const gutter = () => Math.min(longest + 10, 300, canvas.clientWidth * 0.36);
     const color = (c) => c === 65535 ? "#d55e00" : c === 0 ? "#969696"
       : `rgb(${data.shades[Math.max(0, Math.floor((c - 2) * (data.shades.length - 1) / 65532))]})`;
     const cut = (text, width) => {
       if (pen.measureText(text).width <= width) return text;
       let keep = Math.min(text.length, 80);
-      const short = () => `${text.slice(0, Math.ceil(keep / 2))}…${text.slice(text.length - Math.floor(keep / 2))}`;
-      while (keep > 2 && pen.measureText(short()).width > width) keep--;
-      return short();
+      while (keep > 1 && pen.measureText("…" + text.slice(-keep)).width > width) keep--;
+      return "…" + text.slice(-keep);
     };
     function draw() {
-      const ratio = devicePixelRatio || 1, width = canvas.clientWidth, left = gutter();
-      const tall = Math.min(Math.max(rows.length * 16, 64), 560), style = getComputedStyle(canvas);
+      const ratio = devicePixelRatio || 1, width = canvas.clientWidth, style = getComputedStyle(canvas), font = `12px ${style.fontFamily}`;
+      const tall = Math.min(Math.max(rows.length * 16, 64), 560);
       canvas.style.height = `${tall + foot}px`;
       canvas.width = width * ratio; canvas.height = (tall + foot) * ratio;
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-      pen.clearRect(0, 0, width, tall + foot);
+      pen.font = font;
+      longest = Math.max(...data.names.slice(0, 2000).map((name) => pen.measureText(name.slice(-80)).width));
+      const left = gutter();
       const lines = Math.min(rows.length, tall), wide = (width - left) / columns, high = tall / lines;
       for (let line = 0; line < lines; line++) {
         const from = Math.floor(line * rows.length / lines), to = Math.floor((line + 1) * rows.length / lines);
@@ -106,7 +118,7 @@
           }
         }
       }
-      pen.font = `12px ${style.fontFamily}`; pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
+      pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
       const every = Math.ceil(rows.length * 14 / tall);
       for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, (r + 0.5) * tall / rows.length);
       pen.textBaseline = "top"; pen.textAlign = "left"; pen.fillText(`step ${data.first[0]}`, left, tall + 5);
