@@ -90,7 +90,8 @@ def _judge(trial: Run, base: Reference, made: Trial) -> Rehearsed:
     late = np.inf if nonfinite else late_loss(trial)
     peak = np.inf if nonfinite else float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
     grew = late > LOSS_FAILS * base.loss and peak > NORM_FAILS * base.norm
-    blown = peak > NORM_BLOWN * base.norm and base.norm > 0 and late > NOT_LEARNED * base.first_loss
+    learned = late <= NOT_LEARNED * base.first_loss
+    blown = peak > NORM_BLOWN * base.norm > 0 and not learned
     indexes = made.indexes
     covered = indexes[-1] - indexes[0] + 1 if indexes else len(trial.step)
     return Rehearsed(

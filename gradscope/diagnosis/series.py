@@ -84,16 +84,6 @@ def median(values: Any) -> float:
     return float(np.median(kept)) if len(kept) else float("nan")
 
 
-def spread(values: Floats) -> float:
-    """1.4826 × the median absolute deviation: the standard deviation, where the values are normal."""
-    return 1.4826 * median(np.abs(values - median(values)))
-
-
-def robust_z(values: Floats) -> Floats:
-    """(x - median) / (1.4826·MAD + .05) over the finite values of x in log10; NaN stays NaN."""
-    return np.asarray((values - median(values)) / (spread(values) + 0.05), float)
-
-
 def log10(values: Any) -> Floats:
     """log10 with NaN for what is not a finite number above zero."""
     array = np.asarray(values, float)

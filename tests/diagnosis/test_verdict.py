@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+
+from gradscope.diagnosis.rehearsals import rehearsed
+from gradscope.diagnosis.verdict import EXPLODING, judge
+from gradscope.runs.schema import Ending, Plan, Trial
+from tests.builders import make_run
+
+NAN, INF = float("nan"), float("inf")
+HELD = (np.linspace(1.0, 0.5, 80), np.ones(80))
+FAILED = (np.linspace(1.0, 100.0, 80), np.full(80, 200.0))
+COMPRESSED = tuple(range(50, 1000, 12))
+
+
+def rehearsal(name="x1", factor=1.0, indexes=COMPRESSED, **more):
+    return Trial("rehearsal", name, lr_factor=factor, indexes=indexes, **more)
+
+
+def run_with(tmp_path, *trials, scale=1.0, **header):
+    """A flat window and trials of (Trial, (losses, norms))."""
+    made = {t.name: (t, scale * np.asarray(loss), scale * np.asarray(norm)) for t, (loss, norm) in trials}
+    return make_run(tmp_path, [scale] * 50, loss=[scale] * 50, trials=made, **header)
+
+
+def test_a_window_alone_cannot_foresee(tmp_path):
+    verdict = judge(run_with(tmp_path))
+    assert (verdict.verdict, verdict.explosion_score, verdict.lr_headroom) == ("unknown", None, None)
+    assert "cannot foresee" in verdict.reasons[1]
+    assert "50 recorded steps (norms read pre-clip)" in verdict.reasons[0]
+
+
+def test_too_few_steps_are_unknown(tmp_path):
+    verdict = judge(make_run(tmp_path, [1.0] * 5))
+    assert verdict.verdict == "unknown"
+    assert "too few steps" in verdict.reasons[0]
+
+
+def test_an_exploding_window(tmp_path):
+    verdict = judge(make_run(tmp_path, [1.0] * 30 + [NAN]))
+    assert (verdict.verdict, verdict.explosion_score, verdict.first_step) == ("exploding", EXPLODING, 30)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_all_rehearsals_hold(tmp_path, scale):
+    trials = [(rehearsal(f"x{f}", float(f)), HELD) for f in (1, 2, 4)]
+    verdict = judge(run_with(tmp_path, *trials, scale=scale))
+    assert (verdict.verdict, verdict.lr_headroom) == ("stable", None)
+    assert verdict.explosion_score < 0
+    assert "rehearsal at 2 × the planned learning rate, 80 steps: held" in verdict.reasons[1]
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_confirmed_failure_will_explode(tmp_path, scale):
+    trials = [(rehearsal("x1"), FAILED), (rehearsal("x1-long", indexes=tuple(range(50, 1000, 3))), FAILED)]
+    verdict = judge(run_with(tmp_path, *trials, scale=scale))
+    assert (verdict.verdict, verdict.lr_headroom) == ("will-explode", 1.0)
+    assert 48 < verdict.explosion_score < EXPLODING
+
+
+def test_one_compressed_failure_is_not_sure(tmp_path):
+    verdict = judge(run_with(tmp_path, (rehearsal(), FAILED), (rehearsal("x2", 2.0), HELD)))
+    assert (verdict.verdict, verdict.lr_headroom) == ("thin-headroom", 2.0)
+    assert "no second one confirms it" in verdict.reasons[-1]
+
+
+def test_an_exact_failure_needs_no_confirmation(tmp_path):
+    late = (np.r_[np.ones(60), np.full(20, 200.0)], np.full(80, 200.0))
+    verdict = judge(run_with(tmp_path, (rehearsal(indexes=tuple(range(50, 130))), late)))
+    assert verdict.verdict == "will-explode"
+
+
+@pytest.mark.parametrize(
+    "coming",
+    [
+        (np.r_[np.ones(5), NAN, np.ones(74)], np.ones(80)),
+        (np.ones(80), np.r_[np.ones(5), INF, np.ones(74)]),
+        (np.r_[np.ones(5), np.full(75, 50.0)], np.ones(80)),
+    ],
+)
+def test_the_next_steps_uncompressed_belong_to_the_window(tmp_path, coming):
+    exact = rehearsal(indexes=tuple(range(50, 130)))
+    assert judge(run_with(tmp_path, (exact, coming))).verdict == "exploding"
+    assert judge(run_with(tmp_path, (rehearsal(), coming))).verdict != "exploding"
+
+
+def test_exact_and_short_and_calm_is_stable(tmp_path):
+    exact = rehearsal(indexes=tuple(range(50, 60)))
+    assert judge(run_with(tmp_path, (exact, (np.ones(10), np.ones(10))))).verdict == "stable"
+
+
+@pytest.mark.parametrize(("factor", "headroom"), [(2.0, 2.0), (4.0, 4.0)])
+def test_a_failure_at_a_multiple_is_thin_headroom(tmp_path, factor, headroom):
+    verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (rehearsal("more", factor), FAILED)))
+    assert (verdict.verdict, verdict.lr_headroom) == ("thin-headroom", headroom)
+
+
+def test_a_failed_replay_is_thin_headroom(tmp_path):
+    verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (Trial("replay", "replay"), FAILED)))
+    assert (verdict.verdict, verdict.lr_headroom) == ("thin-headroom", 2.0)
+    assert "replay of the worst batch" in verdict.reasons[1]
+
+
+def test_a_nonfinite_rehearsal_fails_whatever_it_was_before(tmp_path):
+    run = run_with(tmp_path, (rehearsal(), HELD), (rehearsal("x2", 2.0), ([1.0, NAN], [1.0, 1.0])))
+    verdict = judge(run)
+    assert verdict.verdict == "thin-headroom"
+    (two,) = [one for one in rehearsed(run) if one.lr_factor == 2]
+    assert (two.loss_rise, two.norm_rise, two.nonfinite) == (12, 12, True)
+
+
+def test_the_score_grows_with_the_rise(tmp_path):
+    mild = (np.full(80, 5.0), np.ones(80))
+    scores = [judge(run_with(tmp_path, (rehearsal(), t))).explosion_score for t in (HELD, mild, FAILED)]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == 3
+
+
+def test_a_second_draw_counts_one_and_a_long_one_two(tmp_path):
+    tenfold, flat = (np.full(80, 10.0), np.ones(80)), (np.ones(80), np.ones(80))
+    longer = tuple(range(50, 1000, 3))
+    first, long, second = rehearsal(), rehearsal("x1-long", indexes=longer), rehearsal("x1-second", draw=1)
+    long_of = {True: (np.full(320, 10.0), np.ones(320)), False: (np.ones(320), np.ones(320))}
+
+    def score(*tens):
+        trials = [
+            (first, tenfold if tens[0] else flat),
+            (long, long_of[tens[1]]),
+            (second, tenfold if tens[2] else flat),
+        ]
+        return judge(run_with(tmp_path, *trials)).explosion_score
+
+    assert [score(1, False, 0), score(0, True, 0), score(0, False, 1)] == pytest.approx([1, 2, 1])
+    only_another_draw = judge(run_with(tmp_path, (second, tenfold)))
+    assert only_another_draw.explosion_score == pytest.approx(3)
+
+
+def test_unfinished_clipped_and_empty_trials_are_left_out(tmp_path):
+    run = run_with(
+        tmp_path,
+        (rehearsal(), HELD),
+        (rehearsal("clipped", max_norm=1.0), FAILED),
+        (Trial("candidate", "c"), FAILED),
+        (rehearsal("empty"), ((), ())),
+    )
+    assert [one.name for one in rehearsed(run)] == ["x1"]
+
+
+@pytest.mark.parametrize(("how", "kept"), [("interrupted", 0), ("nonfinite", 1), ("finished", 1)])
+def test_a_trial_must_have_come_to_its_end(tmp_path, how, kept):
+    run = run_with(tmp_path, (rehearsal(), HELD))
+    trial = run.trials["x1"]
+    header = trial.header.__class__(**{**vars(trial.header), "ending": Ending(how)})
+    ended = trial.__class__(**{**{k: getattr(trial, k) for k in trial.__dataclass_fields__}, "header": header})
+    again = run.__class__(**{**{k: getattr(run, k) for k in run.__dataclass_fields__}, "trials": {"x1": ended}})
+    assert len(rehearsed(again)) == kept
+
+
+def test_what_the_rehearsals_cannot_know_is_said(tmp_path):
+    far = rehearsal(indexes=tuple(range(50, 50 + 80 * 60, 60)))
+    verdict = judge(run_with(tmp_path, (far, HELD), plan=Plan()))
+    assert any("plan is not known" in reason for reason in verdict.reasons)
+    assert any("compress the plan 59 ×" in reason for reason in verdict.reasons)
+
+
+def test_a_window_without_losses_is_judged_by_its_norms(tmp_path):
+    trial = {"x1": (rehearsal(), np.full(80, NAN), np.full(80, 2000.0))}
+    run = make_run(tmp_path, [1.0] * 50, loss=[NAN] * 50, trials=trial)
+    (one,) = rehearsed(run)
+    assert (one.loss_rise, one.failed) == (0.0, True)
+    assert one.norm_rise == pytest.approx(np.log10(2000))
+
+
+def test_a_loss_of_zero_rose_by_the_least(tmp_path):
+    (one,) = rehearsed(run_with(tmp_path, (rehearsal(), (np.zeros(80), np.zeros(80)))))
+    assert (one.loss_rise, one.norm_rise) == (-3, -3)

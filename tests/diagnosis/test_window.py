@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradscope.diagnosis.window import BLOWN, enough, explosion, stable_prefix
+from tests.builders import make_run
+
+NAN, INF = float("nan"), float("inf")
+FLAT = [1.0] * 50
+
+
+def test_a_flat_run_does_not_explode(tmp_path):
+    assert explosion(make_run(tmp_path, FLAT)) is None
+
+
+def test_norms_a_hundred_times_their_beginning(tmp_path):
+    seen = explosion(make_run(tmp_path, [1.0] * 30 + [101.0] * 20))
+    assert seen is not None
+    assert (seen.first_step, seen.limit) == (30, 100)
+    assert "gradient norm of the last 10" in seen.reason
+    assert explosion(make_run(tmp_path, [1.0] * 30 + [100.0] * 20, loss=[1.0] * 30 + [0.5] * 20)) is None
+
+
+def test_norms_that_jump_over_several_decades_begin_where_they_jump(tmp_path):
+    norms = [1.0] * 20 + list(np.logspace(1, 4, 30))
+    seen = explosion(make_run(tmp_path, norms))
+    assert seen is not None
+    assert 20 < seen.first_step < 26
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_blow_up_that_the_loss_does_not_recover_from(tmp_path, scale):
+    norms = scale * np.array([1.0] * 20 + [2 * BLOWN] + [1.0] * 29)
+    up = make_run(tmp_path, norms, loss=scale * np.array([1.0] * 20 + [4.0] * 30))
+    seen = explosion(up)
+    assert seen is not None
+    assert seen.first_step == 20
+    assert seen.value == pytest.approx(2 * BLOWN)
+    recovered = make_run(tmp_path, norms, loss=scale * np.array([1.0] * 20 + [0.5] * 30))
+    assert explosion(recovered) is None
+
+
+def test_a_blow_up_at_the_first_steps(tmp_path):
+    norms = [1.0, 3000.0, 3000.0, 10.0, 10.0] + [10.0] * 45
+    seen = explosion(make_run(tmp_path, norms, loss=[0.1, 50, 50, 2, 2] + [2.0] * 45))
+    assert seen is not None
+    assert seen.first_step == 1
+
+
+def test_a_first_loss_far_below_the_rest_is_no_reference(tmp_path):
+    assert explosion(make_run(tmp_path, FLAT, loss=[1e-6] * 5 + [1.0] * 45)) is not None
+    assert explosion(make_run(tmp_path, FLAT, loss=[0.0, 1.0, 1.0, 1.0, 1.0] + [1.0] * 45)) is None
+
+
+def test_a_loss_that_falls_below_zero_does_not_explode(tmp_path):
+    assert explosion(make_run(tmp_path, FLAT, loss=np.linspace(0.1, -9.0, 50))) is None
+
+
+def test_few_steps_show_only_nonfinite_values(tmp_path):
+    rising = make_run(tmp_path, np.logspace(0, 9, 19), loss=np.logspace(0, 9, 19))
+    assert explosion(rising) is None
+    assert not enough(rising)
+    assert enough(make_run(tmp_path, FLAT[:20]))
+    assert enough(make_run(tmp_path, [NAN] * 20, columns={"nonfinite": [0] * 20}))
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_nonfinite_never_reads_as_healthy(tmp_path, bad):
+    gradient = explosion(make_run(tmp_path, [1.0, 1.0, bad]))
+    assert gradient is not None
+    assert gradient.reason == "the gradient is nonfinite at step 2"
+    loss = explosion(make_run(tmp_path, [1.0, 1.0, 1.0], loss=[1.0, bad, 1.0]))
+    assert loss is not None
+    assert loss.reason == "the loss is nonfinite at step 1"
+
+
+def test_an_overflow_that_the_scaler_skipped_is_no_explosion(tmp_path):
+    norms = [INF, INF, *FLAT]
+    skipped = [True, True] + [False] * 50
+    assert explosion(make_run(tmp_path, norms, columns={"skipped": skipped})) is None
+
+
+def test_norms_after_clipping_are_not_judged(tmp_path):
+    grown = [1.0] * 30 + [1000.0] * 20
+    assert explosion(make_run(tmp_path, grown, measured_at="post_clip")) is None
+
+
+def test_scaled_norms_are_judged_with_the_scale_divided_out(tmp_path):
+    scale = np.array([2.0**16] * 25 + [2.0**6] * 25)
+    run = make_run(tmp_path, scale, gradients_are="scaled", columns={"loss_scale": scale})
+    assert explosion(run) is None
+    assert stable_prefix(run) == 50
+
+
+def test_stable_prefix(tmp_path):
+    assert stable_prefix(make_run(tmp_path, [])) == 0
+    assert stable_prefix(make_run(tmp_path, FLAT)) == 50
+    assert stable_prefix(make_run(tmp_path, [1.0, 31.0, 1.0])) == 1
+    assert stable_prefix(make_run(tmp_path, [1.0, 30.0, NAN, 1.0])) == 2
+    assert stable_prefix(make_run(tmp_path, [NAN, 1.0])) == 1
+    skipped = make_run(tmp_path, [INF, 1.0, 1.0, 99.0], columns={"skipped": [True, False, False, False]})
+    assert stable_prefix(skipped) == 3
+    absent = make_run(tmp_path, [1.0, NAN, 1.0, 99.0], columns={"nonfinite": [0, 0, 0, 0]})
+    assert stable_prefix(absent) == 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    norms=st.lists(st.floats(1e-3, 1e3), min_size=20, max_size=60),
+    losses=st.lists(st.floats(-1e2, 1e2), min_size=60, max_size=60),
+    scale=st.integers(-20, 26),
+)
+def test_the_scale_of_loss_and_norm_does_not_matter(tmp_path_factory, norms, losses, scale):
+    folder = tmp_path_factory.mktemp("w")
+    factor = 2.0**scale
+    losses = losses[: len(norms)]
+    plain = explosion(make_run(folder, norms, loss=losses))
+    scaled = explosion(make_run(folder, [factor * n for n in norms], loss=[factor * v for v in losses]))
+    assert (plain is None) == (scaled is None)
+    if plain and scaled:
+        assert plain.first_step == scaled.first_step
