@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +101,49 @@ def _held(optimizers: Sequence[torch.optim.Optimizer]) -> Iterable[torch.Tensor]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             yield from group["params"]
+
+
+class ForwardOrder:
+    """Light hooks that note in which order the layers run; gone after `end`. Compiled modules are left alone."""
+
+    def __init__(self, model: Models) -> None:
+        self._seen: dict[str, None] = {}
+        roots = [model] if isinstance(model, nn.Module) else list(model.values())
+        compiled = any(_compiled(module) for root in roots for module in root.modules())
+        layers = {} if compiled else layer_modules(model)
+        self._handles = [
+            module.register_forward_pre_hook(self._note(layer))
+            for layer, module in layers.items()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+
+    def _note(self, layer: str) -> Callable[[nn.Module, Any], None]:
+        def note(_module: nn.Module, _inputs: Any) -> None:
+            self._seen.setdefault(layer)
+
+        return note
+
+    def end(self, parameters: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+        """Take the hooks away; `parameters` with the order that was seen.
+
+        A layer that did not run as a module of its own keeps its place behind the one registered before it.
+        """
+        for handle in self._handles:
+            handle.remove()
+        if not self._seen:
+            return parameters
+        order = list(self._seen)
+        before: str | None = None
+        for layer in dict.fromkeys(parameter.layer for parameter in parameters):
+            if layer not in self._seen:
+                order.insert(order.index(before) + 1 if before is not None else 0, layer)
+            before = layer
+        places = {layer: place for place, layer in enumerate(order)}
+        return tuple(replace(parameter, order=places[parameter.layer]) for parameter in parameters)
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _parameter(found: _Found) -> Parameter:

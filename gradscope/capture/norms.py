@@ -1,15 +1,16 @@
-"""Norms of many gradients at once."""
+"""Norms of all gradients of a model: L2, the largest |g|, and how many elements are nonfinite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,36 +24,51 @@ class Norms:
     peak: NDArray[np.float64]
     present: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
+    ready: ClassVar[bool] = True
 
     @property
     def total(self) -> float:
         """L2 norm of all of them together; NaN without any gradient."""
-        norms = self.norm[self.present]
-        peak = float(norms.max()) if len(norms) else math.nan
-        if not math.isfinite(peak) or peak == 0.0:
-            return peak
-        return peak * math.sqrt(float(np.square(norms / peak).sum()))
+        return root_sum_square(self.norm[self.present])
+
+    def divided(self, scale: float) -> Norms:
+        """The norms of the gradients divided by `scale`."""
+        return self if scale == 1.0 else Norms(self.norm / scale, self.peak / scale, self.present, self.nonfinite)
 
 
-def measure(tensors: Sequence[torch.Tensor]) -> Norms:
-    """The norms of the tensors' gradients as they are now."""
-    count = len(tensors)
-    norms = Norms(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool), np.zeros(count, np.int64))
-    for i, tensor in enumerate(tensors):
-        if tensor.grad is not None:
-            norms.present[i] = True
-            norms.norm[i], norms.peak[i], norms.nonfinite[i] = _one(tensor.grad)
-    return norms
-
-
-def _one(gradient: torch.Tensor) -> tuple[float, float, int]:
-    values: Any = gradient.detach()
-    if values.is_sparse:
-        values = values.coalesce().values()
-    values = values.abs().double().flatten()
-    if not values.numel():
-        return 0.0, 0.0, 0
-    peak = values.max().item()
+def root_sum_square(norms: NDArray[np.float64]) -> float:
+    """√Σn² without overflow; NaN of nothing."""
+    total = math.sqrt(float(norms.dot(norms))) if len(norms) else math.nan
+    if 1e-150 < total < 1e150:
+        return total
+    peak = float(norms.max()) if len(norms) else math.nan
     if not math.isfinite(peak) or peak == 0.0:
-        return peak, peak, int((~values.isfinite()).sum())
-    return peak * torch.linalg.vector_norm(values / peak).item(), peak, 0
+        return peak
+    return peak * root_sum_square(norms / peak)
+
+
+def missing(count: int) -> Norms:
+    """Norms of `count` tensors before any gradient was read."""
+    return Norms(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool), np.zeros(count, np.int64))
+
+
+def exact(gradient: torch.Tensor) -> tuple[float, float, int]:
+    """(L2, largest |g|, nonfinite elements) of one gradient of any kind and size of number, a block at a time.
+
+    Every block is divided by the largest value before it is squared in float64, so nothing over- or underflows.
+    """
+    values = gradient.detach()
+    if values.layout != torch.strided:
+        values = values.coalesce().values() if values.layout == torch.sparse_coo else values.to_dense()
+    if values.is_quantized or not values.numel():
+        return 0.0, 0.0, 0
+    peaks, bad = [], 0
+    for block in torch.split(values.flatten(), BLOCK):
+        size = block.abs().double()
+        peaks.append(size.max().item())
+        bad += 0 if math.isfinite(peaks[-1]) else int((~size.isfinite()).sum())
+    peak = math.nan if any(map(math.isnan, peaks)) else max(peaks)
+    if bad or peak == 0.0:
+        return peak, peak, bad
+    squares = [(block.abs().double() / peak).square().sum().item() for block in torch.split(values.flatten(), BLOCK)]
+    return peak * math.sqrt(math.fsum(squares)), peak, 0

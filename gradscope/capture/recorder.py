@@ -6,41 +6,30 @@ import dataclasses
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
-from gradscope.capture.describe import Models, describe
+from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.header import versions
-from gradscope.capture.norms import Norms, measure
+from gradscope.capture.norms_device import DeviceNorms
+from gradscope.capture.norms_host import HostNorms
+from gradscope.capture.rows import Reading, Row, Rows, gathered
 from gradscope.errors import UsageError
 from gradscope.runs.catalogue import new_run_directory
-from gradscope.runs.schema import Ending, Header, Offender, Trial
+from gradscope.runs.schema import Ending, Header, Trial
 from gradscope.runs.writer import RunWriter
+
+__all__ = ["Reading", "Recorder", "active"]
 
 active: list[Recorder] = []
 """Recorders that are open in this process, the newest last."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The gradients of one step, unscaled: `norms` per parameter and what was known when they were read."""
-
-    norms: Norms
-    scale: float = math.nan
-    max_norm: float = math.nan
-
-    @property
-    def global_norm(self) -> float:
-        """L2 norm over all parameters; NaN without a gradient."""
-        return self.norms.total
 
 
 class Recorder:
@@ -72,38 +61,47 @@ class Recorder:
         header: Header | None = None,
         every: int = 1,
         max_rows: int | None = None,
-        _writer: RunWriter | None = None,
     ) -> None:
-        self._model = model
-        self._optimizers = _several(optimizers)
-        self.every = every
-        self._max_rows = max_rows
-        described = describe(model, self._optimizers)
-        self.tensors = described.tensors
-        if not self.tensors:
+        chosen = _several(optimizers)
+        described = describe(model, chosen)
+        header = dataclasses.replace(
+            header or _header(name), parameters=described.parameters, optimizer=described.optimizer, every=every
+        )
+        if not described.tensors:
             raise UsageError("the model has no parameters: there is no gradient to record")
+        writer = _writer(header, name, directory) if rank() == 0 else None
+        self._begin(described.tensors, chosen, header, writer, max_rows, ForwardOrder(model))
+
+    def _begin(
+        self,
+        tensors: tuple[torch.Tensor, ...],
+        optimizers: tuple[torch.optim.Optimizer, ...],
+        header: Header,
+        writer: RunWriter | None,
+        max_rows: int | None = None,
+        order: ForwardOrder | None = None,
+    ) -> None:
+        self.tensors = tensors
+        self.keys = frozenset(map(id, tensors))
         self.step = 0
-        self._reading: Reading | None = None
         self.last: Reading | None = None
         self.last_skipped = False
-        self._losses: list[float] = []
-        self._batch: int | None = None
+        self.every = header.every
+        self._optimizers = optimizers
+        self._order = order
+        self._max_rows = max_rows
+        self._header = header
+        self._writer = writer
+        self._rows = Rows(writer) if writer else None
+        self._reading: Reading | None = None
+        self._losses: list[float | torch.Tensor] = []
+        self._batches: list[int | None] = []
+        self._lr: tuple[float, ...] = ()
+        away = any(tensor.device.type != "cpu" for tensor in tensors)
+        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else HostNorms(tensors)
+        self._spent = 0.0
         self._closed = False
-        header = header or _header(name)
-        self._header = dataclasses.replace(
-            header, parameters=described.parameters, optimizer=described.optimizer, every=every
-        )
-        self._writer = _writer or self._open(name, directory)
         active.append(self)
-
-    def _open(self, name: str, directory: Path | None) -> RunWriter | None:
-        if rank() != 0:
-            return None
-        path = directory or new_run_directory(name)
-        try:
-            return RunWriter(path, self._header)
-        except OSError as error:
-            raise UsageError(f"cannot write a run to {path}: {error.strerror}") from error
 
     @property
     def writes(self) -> bool:
@@ -123,34 +121,70 @@ class Recorder:
         return self._writer.header if self._writer else self._header
 
     @property
+    def due(self) -> bool:
+        """Whether this step is one of those that are recorded."""
+        return self.step % self.every == 0
+
+    @property
+    def reading(self) -> Reading | None:
+        """This step's reading so far."""
+        return self._reading
+
+    @property
     def global_norm(self) -> float:
-        """L2 norm of the last step read, before clipping; NaN before the first."""
+        """L2 norm of the last step read, before clipping; NaN before the first. Waits for a device."""
         reading = self._reading or self.last
         return reading.global_norm if reading else math.nan
 
     def observe(self, loss: torch.Tensor | float, *, batch: int | None = None) -> None:
         """Take the loss of one micro-step; a row holds the mean of its micro-steps. `batch`: the batch's position."""
-        value = loss.detach().item() if isinstance(loss, torch.Tensor) else float(loss)
-        if batch is not None and all(map(math.isfinite, self._losses)):
-            self._batch = batch
-        self._losses.append(value)
+        if isinstance(loss, torch.Tensor):
+            loss = loss.detach()
+            loss = loss.item() if loss.device.type == "cpu" else loss.clone()
+        self._losses.append(loss)
+        self._batches.append(batch)
 
     def measure(self, *, scale: float = 1.0, max_norm: float | None = None, loss_scale: float | None = None) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
 
         `scale`: what they are to be divided by. `max_norm`: the threshold they are about to be clipped at.
-        `loss_scale`: the scale in force where the gradients are unscaled already; only noted.
+        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. On a step that is not
+        recorded nothing is read, and the last reading is returned.
         """
-        if self._reading is None:
-            noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
-            self._reading = Reading(
-                _divided(measure(self.tensors), scale), noted, math.nan if max_norm is None else float(max_norm)
-            )
+        if self._reading is not None:
+            return self._reading
+        if not self.due and self.last is not None:
+            return self.last
+        begun = time.perf_counter()
+        norms = self._norms.read()
+        noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
+        self._reading = Reading(norms.divided(scale), noted, math.nan if max_norm is None else float(max_norm))
+        self._lr = _rates(self._optimizers)
+        self._spent += time.perf_counter() - begun
         return self._reading
 
-    @property
-    def reading(self) -> Reading | None:
-        """This step's reading so far."""
+    def covers(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether `measure_and_multiply` can stand for the clipping of `tensors`.
+
+        They are the parameters with gradients, nothing was read yet in this step, and all gradients are plain float32.
+        """
+        if self._reading is not None or not self.due or not isinstance(self._norms, HostNorms):
+            return False
+        keys = {id(tensor) for tensor in tensors}
+        rest = self.keys - keys
+        whole = len(keys) == len(tensors) and keys <= self.keys
+        return whole and self._norms.multiplies and (not rest or all(one.grad is None for one in self._but(keys)))
+
+    def _but(self, keys: set[int]) -> list[torch.Tensor]:
+        return [tensor for tensor in self.tensors if id(tensor) not in keys]
+
+    def measure_and_multiply(self, coefficient: torch.Tensor, max_norm: float) -> Reading:
+        """Read the gradients, all of them finite, and multiply them by `coefficient` while they are in the cache."""
+        begun = time.perf_counter()
+        assert isinstance(self._norms, HostNorms)
+        self._reading = Reading(self._norms.read(coefficient), math.nan, max_norm)
+        self._lr = _rates(self._optimizers)
+        self._spent += time.perf_counter() - begun
         return self._reading
 
     def take(self, reading: Reading | None) -> None:
@@ -159,19 +193,44 @@ class Recorder:
 
     def abandon(self) -> None:
         """Forget what was observed and read in this step: it is not taken."""
-        self._reading, self._losses, self._batch = None, [], None
+        self._reading, self._losses, self._batches, self._lr = None, [], [], ()
 
     def release_optimizers(self) -> None:
         """Hold no optimizer from now on, so that it can be freed; `finish_step` is then told the learning rates."""
         self._optimizers = ()
 
     def finish_step(self, *, skipped: bool = False, lr: Sequence[float] | None = None) -> None:
-        """Write the row of this optimizer step and begin the next. `lr`: a rate a group, else the optimizers' own."""
-        if self._reading is not None or self.step % self.every == 0:
-            self._write(self.measure(), skipped, self._lr() if lr is None else lr)
+        """Write the row of this optimizer step and begin the next.
+
+        `lr`: a rate a group, else the optimizers' own as they were when the gradients were read.
+        """
+        if self._order:
+            self._refine_order()
+        if self.due:
+            reading = self.measure()
+            begun = time.perf_counter()
+            rates = self._lr if lr is None else lr
+            if self._rows:
+                self._rows.add(Row(self.step, reading, gathered(self._losses), self._batches, rates, skipped))
+            self._spent += time.perf_counter() - begun
+            self._bound()
         self.last, self.last_skipped = self._reading or self.last, skipped
-        self._reading, self._losses, self._batch = None, [], None
+        self.abandon()
         self.step += 1
+
+    def _refine_order(self) -> None:
+        if self._order:
+            parameters = self._order.end(self.header.parameters)
+            self._order = None
+            if parameters != self.header.parameters:
+                self.update_header(parameters=parameters)
+
+    def _bound(self) -> None:
+        """Keep every second row once the file is full, and record every second step from then on."""
+        if self._writer and self._max_rows and self._writer.rows >= self._max_rows:
+            self.every *= 2
+            self._writer.thin(self.every)
+            self.update_header(every=self.every)
 
     def probe(
         self,
@@ -193,10 +252,13 @@ class Recorder:
             self._writer.update_header(**changes)
 
     def trial(self, trial: Trial, **changes: Any) -> Recorder:
-        """A recorder of a child run of this one, over the same model."""
-        writer = self._writer.trial(trial, first_nonfinite=None, **changes) if self._writer else None
-        header = writer.header if writer else self._header
-        return Recorder(self._model, self._optimizers, header=header, _writer=writer)
+        """A recorder of a child run of this one, over the same model. Every step of it is recorded."""
+        changes = {"first_nonfinite": None, "overhead_s": None, "every": 1} | changes
+        writer = self._writer.trial(trial, **changes) if self._writer else None
+        child = Recorder.__new__(Recorder)
+        header = writer.header if writer else dataclasses.replace(self._header, trial=trial, **changes)
+        child._begin(self.tensors, self._optimizers, header, writer)
+        return child
 
     def close(self, ending: Ending | None = None) -> None:
         """Write what is left and how the run ended; a second call does nothing."""
@@ -204,8 +266,11 @@ class Recorder:
             return
         self._closed = True
         active.remove(self)
-        if self._writer:
-            self._writer.close(ending or Ending("finished", self.step))
+        if self._order:
+            self._order.end(())
+        if self._rows and self._writer:
+            self._rows.drain(wait=True)
+            self._writer.close(ending or Ending("finished", self.step), overhead_s=round(self._spent, 6))
 
     def __enter__(self) -> Self:
         return self
@@ -215,51 +280,19 @@ class Recorder:
     ) -> None:
         self.close(_ending(error, self.step))
 
-    def _lr(self) -> tuple[float, ...]:
-        return tuple(float(group["lr"]) for one in self._optimizers for group in one.param_groups if "lr" in group)
-
-    def _write(self, reading: Reading, skipped: bool, lr: Sequence[float]) -> None:
-        if not self._writer:
-            return
-        norms, loss = reading.norms, _mean(self._losses)
-        nonfinite = int(norms.nonfinite.sum())
-        self._writer.append(
-            step=self.step,
-            loss=loss,
-            global_norm=norms.total,
-            grad_norm=norms.norm,
-            grad_max=norms.peak,
-            lr=lr,
-            loss_scale=reading.scale,
-            max_norm=reading.max_norm,
-            skipped=skipped,
-            nonfinite=nonfinite,
-            micro_steps=max(1, len(self._losses)),
-        )
-        if (nonfinite or math.isinf(loss) or any(map(math.isnan, self._losses))) and not skipped:
-            self._note_first(norms)
-
-    def _note_first(self, norms: Norms) -> None:
-        if self.header.first_nonfinite is not None:
-            return
-        bad = np.flatnonzero(norms.nonfinite)
-        first = self.header.parameters[max(bad, key=lambda i: self.header.parameters[i].order)] if len(bad) else None
-        broken = [i for i, loss in enumerate(self._losses) if not math.isfinite(loss)]
-        offender = Offender(
-            step=self.step,
-            layer=first.layer if first else None,
-            parameter=first.name if first else None,
-            went_first="loss" if broken else "gradient",
-            micro_step=broken[0] if broken else max(0, len(self._losses) - 1),
-            batch=self._batch,
-        )
-        self.update_header(first_nonfinite=offender)
-
 
 def _several(optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None) -> tuple[Any, ...]:
     if optimizers is None:
         return ()
     return (optimizers,) if isinstance(optimizers, torch.optim.Optimizer) else tuple(optimizers)
+
+
+def _writer(header: Header, name: str, directory: Path | None) -> RunWriter:
+    path = directory or new_run_directory(name)
+    try:
+        return RunWriter(path, header)
+    except OSError as error:
+        raise UsageError(f"cannot write a run to {path}: {error.strerror}") from error
 
 
 def _header(name: str) -> Header:
@@ -276,12 +309,8 @@ def _header(name: str) -> Header:
     )
 
 
-def _divided(norms: Norms, scale: float) -> Norms:
-    return norms if scale == 1.0 else dataclasses.replace(norms, norm=norms.norm / scale, peak=norms.peak / scale)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _rates(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float, ...]:
+    return tuple(float(group["lr"]) for one in optimizers for group in one.param_groups if "lr" in group)
 
 
 def _ending(error: BaseException | None, step: int) -> Ending | None:

@@ -109,8 +109,31 @@ class RunWriter:
         with self._lock:
             self._write_rows()
 
-    def close(self, ending: Ending | None = None) -> None:
-        """Write what is left and how the run ended. A second call does nothing."""
+    @property
+    def rows(self) -> int:
+        """Rows in the file, written or about to be."""
+        return self._count
+
+    def thin(self, every: int) -> None:
+        """Keep only the rows whose step is a multiple of `every`. A reader sees the old file or the new one."""
+        with self._lock:
+            self._write_rows()
+            path = self.directory / tables.STEPS_FILE
+            scratch = path.with_suffix(".tmp")
+            self._files.append(pa.OSFile(str(scratch), "wb"))
+            thinned = pa.ipc.new_stream(self._files[-1], self._rows.schema)
+            self._count = 0
+            with pa.OSFile(str(path), "rb") as file:
+                for batch in pa.ipc.open_stream(file):
+                    kept = batch.take(np.flatnonzero(batch["step"].to_numpy() % every == 0))
+                    self._count += kept.num_rows
+                    thinned.write_batch(kept)
+            scratch.replace(path)
+            self._steps.close()
+            self._steps = thinned
+
+    def close(self, ending: Ending | None = None, **changes: Any) -> None:
+        """Write what is left and how the run ended, with further `changes` of the header. A second call does nothing."""
         if self._closed.is_set() or os.getpid() != self._pid:
             return
         self._closed.set()
@@ -118,7 +141,7 @@ class RunWriter:
         self.flush()
         for stream in (self._steps, self._probe_stream, *self._files):
             stream.close()
-        self.update_header(ending=ending or Ending("finished", self._count))
+        self.update_header(ending=ending or Ending("finished", self._count), **changes)
 
     def _flush_often(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):

@@ -1,0 +1,115 @@
+"""Rows on their way to the file: complete at once in main memory, a little later where a device still computes."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradscope.capture.norms import Norms
+from gradscope.capture.norms_device import LateNorms, Later
+from gradscope.runs.schema import Offender, Parameter
+from gradscope.runs.writer import RunWriter
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The gradients of one step, unscaled: `norms` per parameter and what was known when they were read.
+
+    `scale`: the loss scale in force, NaN without one. `max_norm`: the threshold they were about to be clipped at, or NaN.
+    """
+
+    norms: Norms | LateNorms
+    scale: float = math.nan
+    max_norm: float = math.nan
+
+    @property
+    def global_norm(self) -> float:
+        """L2 norm over all parameters; NaN without a gradient. Waits for a device."""
+        return float(self.norms.total)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one optimizer step. `losses`: one a micro-step; `batches`: their places in the data, if told."""
+
+    step: int
+    reading: Reading
+    losses: list[float] | Later
+    batches: list[int | None]
+    lr: Sequence[float]
+    skipped: bool
+
+    @property
+    def ready(self) -> bool:
+        """Whether all its values have arrived."""
+        return bool(self.reading.norms.ready) and (isinstance(self.losses, list) or self.losses.ready)
+
+
+class Rows:
+    """Writes rows in their order, each as soon as it is complete."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.writer = writer
+        self._waiting: deque[Row] = deque()
+
+    def add(self, row: Row) -> None:
+        """Write this row, now or later."""
+        self._waiting.append(row)
+        self.drain()
+
+    def drain(self, *, wait: bool = False) -> None:
+        """Write every row that is complete; with `wait`, all."""
+        while self._waiting and (wait or self._waiting[0].ready):
+            self._write(self._waiting.popleft())
+
+    def _write(self, row: Row) -> None:
+        norms, reading = row.reading.norms, row.reading
+        losses = row.losses if isinstance(row.losses, list) else row.losses.get().tolist()
+        nonfinite = int(norms.nonfinite.sum())
+        self.writer.append(
+            step=row.step,
+            loss=sum(losses) / len(losses) if losses else math.nan,
+            global_norm=norms.total,
+            grad_norm=norms.norm,
+            grad_max=norms.peak,
+            lr=row.lr,
+            loss_scale=reading.scale,
+            max_norm=reading.max_norm,
+            skipped=row.skipped,
+            nonfinite=nonfinite,
+            micro_steps=max(1, len(losses)),
+        )
+        if (nonfinite or not all(map(math.isfinite, losses))) and self.writer.header.first_nonfinite is None:
+            offender = first_offender(row, losses, self.writer.header.parameters)
+            if not row.skipped:
+                self.writer.update_header(first_nonfinite=offender)
+
+
+def first_offender(row: Row, losses: list[float], parameters: Sequence[Parameter]) -> Offender:
+    """The first of the nonfinite values of a row: in backward order, that is from the layer that runs last."""
+    bad = [int(i) for i in np.flatnonzero(row.reading.norms.nonfinite)]
+    first = parameters[max(bad, key=lambda i: parameters[i].order)] if bad else None
+    broken = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+    micro_step = broken[0] if broken else max(0, len(losses) - 1)
+    return Offender(
+        step=row.step,
+        layer=first.layer if first else None,
+        parameter=first.name if first else None,
+        went_first="loss" if broken else "gradient",
+        micro_step=micro_step,
+        batch=row.batches[micro_step] if micro_step < len(row.batches) else None,
+    )
+
+
+def gathered(losses: list[float | torch.Tensor]) -> list[float] | Later:
+    """Losses as they were observed: in main memory, or on their way from a device."""
+    late = [loss for loss in losses if isinstance(loss, torch.Tensor)]
+    if not late:
+        return [float(loss) for loss in losses]
+    device = late[0].device
+    return Later(torch.stack([torch.as_tensor(loss, device=device).double().reshape(()) for loss in losses]))
