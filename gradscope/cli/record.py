@@ -1,0 +1,64 @@
+"""`gradscope record SCRIPT [ARGS…]`: run a training script unchanged, and record every optimizer step of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradscope.cli.options import tell
+from gradscope.errors import NothingMeasuredError, UsageError
+
+if TYPE_CHECKING:
+    from gradscope.integrations.script import Recorded
+
+
+def record_command(
+    script: Annotated[
+        list[str], typer.Argument(metavar="SCRIPT [ARGS...]", help="The script, or with -m the module, and its arguments.")
+    ],
+    module: Annotated[bool, typer.Option("-m", "--module", help="SCRIPT is a module, as for python -m.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", envvar="GRADSCOPE_NAME", help="What the run is called; by default the script.")
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, envvar="GRADSCOPE_EVERY", help="Record each so-many-th step.")
+    ] = 1,
+    max_rows: Annotated[
+        int | None,
+        typer.Option("--max-rows", min=2, envvar="GRADSCOPE_MAX_ROWS", help="Thin the file out once it holds so many steps."),
+    ] = None,
+) -> None:
+    """Run a training script unchanged and record every optimizer step. Options after SCRIPT are the script's own."""
+    if script[0].startswith("-"):
+        raise UsageError(f"no option {script[0]}; options of the script come after it: gradscope record [OPTIONS] SCRIPT ...")
+    from gradscope.integrations.script import record_script
+
+    recorded = record_script(script, module=module, name=name, every=every, max_rows=max_rows)
+    if recorded.missing is None:
+        _show(recorded)
+    elif recorded.exit_code == 0:
+        raise NothingMeasuredError(f"nothing was recorded: {recorded.missing}")
+    else:
+        tell(f"gradscope: nothing was recorded: {recorded.missing}")
+    raise typer.Exit(recorded.exit_code)
+
+
+def _show(recorded: Recorded) -> None:
+    """The report on stderr: stdout is the script's. Whatever goes wrong here does not change how the script ended."""
+    try:
+        tell("\n" + _report(recorded.runs[0]))
+    except Exception as error:
+        tell(f"gradscope: the run is recorded, its report failed ({type(error).__name__}: {error})")
+    for run in recorded.runs:
+        tell(f"recorded {run}")
+    tell(f"next: gradscope report {recorded.runs[0].name} --open")
+
+
+def _report(run: Path) -> str:
+    from gradscope.cli.show import rendered
+    from gradscope.report.build import build_report
+    from gradscope.runs.reader import load_run
+
+    return rendered(build_report(load_run(run)), "table", None)

@@ -1,0 +1,114 @@
+"""Lightning: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before Lightning clips them, unscaled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscope.capture.recorder import Recorder
+from gradscope.integrations.find import models_of
+from gradscope.integrations.headers import ending_of, new_header
+from gradscope.runs.catalogue import new_run_directory
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:
+    from pytorch_lightning import Callback
+
+
+class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any where Lightning is not installed
+    """Records every optimizer step of `fit`: one run an optimizer, the first the one to look at.
+
+    `every`: record each so-many-th step. `max_rows` bounds a run's file. `root`: the folder that holds `.gradscope`.
+    `runs` holds the directories, in the order of `trainer.optimizers`.
+
+    Raises:
+        UsageError: on `fit`, where the run directory cannot be written.
+    """
+
+    def __init__(
+        self, name: str = "lightning", *, every: int = 1, max_rows: int | None = None, root: Path | None = None
+    ) -> None:
+        self.name, self.every, self.max_rows, self.root = name, every, max_rows, root
+        self.runs: list[Path] = []
+        self._recorders: dict[int, Recorder] = {}
+        self._losses: list[tuple[torch.Tensor, int]] = []
+        self._pending: tuple[Recorder, list[float], bool] | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open a recorder an optimizer."""
+        self.runs, self._losses, self._pending = [], [], None
+        for i, optimizer in enumerate(trainer.optimizers):
+            name = self.name if i == 0 else f"{self.name}-{i + 1}"
+            models = pl_module if len(trainer.optimizers) == 1 else _part(optimizer, trainer.optimizers)
+            recorder = Recorder(
+                models,
+                optimizer,
+                directory=new_run_directory(name, self.root),
+                header=new_header(name, "lightning", type(pl_module).__name__, trainer.world_size),
+                every=self.every,
+                max_rows=self.max_rows,
+            )
+            self._recorders[id(optimizer)] = recorder
+            self.runs += [recorder.directory] if recorder.writes else []
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        """Take the loss of a micro-step."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        self._losses.append((loss.detach() / scale if scale != 1.0 else loss.detach(), trainer.fit_loop.batch_idx))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Read the gradients: they are unscaled by now, and not clipped yet."""
+        self._finish()
+        recorder = self._recorders.get(id(getattr(optimizer, "optimizer", optimizer)))
+        if recorder is None:
+            return
+        for loss, batch in self._losses:
+            recorder.observe(loss, batch=batch)
+        self._losses = []
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        clips = trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm").endswith("norm")
+        skipped = False
+        if recorder.step % recorder.every == 0:
+            reading = recorder.measure(
+                max_norm=float(trainer.gradient_clip_val) if clips else None,
+                loss_scale=float(scaler.get_scale()) if scaler is not None else None,
+            )
+            skipped = scaler is not None and bool(reading.norms.nonfinite.any())
+        self._pending = recorder, [float(group["lr"]) for group in optimizer.param_groups], skipped
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write the row of the step that this batch completed, if it did."""
+        self._finish()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the runs."""
+        self._close(None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the runs with what was recorded."""
+        self._close(exception)
+
+    def _finish(self) -> None:
+        if self._pending is not None:
+            recorder, rates, skipped = self._pending
+            recorder.finish_step(skipped=skipped, lr=rates)
+            self._pending = None
+
+    def _close(self, error: BaseException | None) -> None:
+        if error is None:
+            self._finish()
+        self._pending = None
+        for recorder in self._recorders.values():
+            recorder.close(ending_of(error, recorder.step))
+        self._recorders = {}
+
+
+def _part(optimizer: torch.optim.Optimizer, among: list[torch.optim.Optimizer]) -> Any:
+    """The modules that one of several optimizers trains."""
+    held = [[p for group in one.param_groups for p in group["params"]] for one in among]
+    others = {id(p) for one, its in zip(among, held, strict=True) if one is not optimizer for p in its}
+    return models_of(held[among.index(optimizer)], others)

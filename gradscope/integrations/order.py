@@ -1,0 +1,82 @@
+"""Notices when a training does things in the wrong order. It only takes notes; rules judge them from the file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from gradscope.runs import events
+
+MOST = 1000
+"""Notes of one kind after which no more are taken, so that the file stays bounded."""
+
+Note = Callable[[str, str, float], None]
+
+
+class OrderNotes:
+    """What happened since the last step of one training. `note(event, subject, value)` writes a note."""
+
+    def __init__(self, note: Note) -> None:
+        self._note, self._taken = note, Counter[str]()
+        self.micro_step = 0
+        self._clipped_at: tuple[int, float] | None = None
+        self._stepped = False
+        self._parts: list[tuple[int, int, int]] = []
+        self._known: dict[tuple[int, int, int], set[int]] = {}
+        self._complete: set[tuple[tuple[int, int, int], ...]] = set()
+
+    def backward(self) -> None:
+        """Gradients were computed."""
+        if self._clipped_at is not None:
+            self.take(events.CLIP_MICRO_BATCH, "", self._clipped_at[0])
+        self._clipped_at = None
+        self.micro_step += 1
+
+    def clip(self, limit: float, gone: bool, scale: float, raises: bool) -> None:
+        """The training is about to clip at `limit`. `scale`: what its gradients are still multiplied by."""
+        if self.micro_step == 0:
+            late = self._stepped and not gone
+            self.take(events.CLIP_AFTER_STEP if late else events.CLIP_BEFORE_BACKWARD, "", limit)
+        else:
+            self._clipped_at = (self.micro_step - 1, limit)
+        if scale != 1.0:
+            self.take(events.CLIP_SCALED, "", scale)
+        if not limit > 0 or math.isnan(limit):
+            self.take(events.CLIP_LIMIT, "", limit)
+        if raises:
+            self.take(events.CLIP_RAISES, "", limit)
+
+    def covers(self, clipped: Sequence[torch.Tensor]) -> None:
+        """These were clipped; several calls before one step add up."""
+        self._parts.append((len(clipped), id(clipped[0]), id(clipped[-1])) if clipped else (0, 0, 0))
+        if self._parts[-1] not in self._known:
+            self._known[self._parts[-1]] = {id(one) for one in clipped}
+
+    def step(self, stepped: Mapping[int, str]) -> None:
+        """The optimizer is about to use the gradients of the tensors with these ids, each with its name."""
+        if not self._parts or tuple(self._parts) in self._complete:
+            return
+        clipped = set[int]().union(*(self._known[part] for part in self._parts))
+        if left := [name for key, name in stepped.items() if key not in clipped]:
+            self.take(events.CLIP_SUBSET, left[0], len(left))
+        else:
+            self._complete.add(tuple(self._parts))
+
+    def schedule(self) -> None:
+        """A learning-rate scheduler moved on."""
+        if self.micro_step:
+            self.take(events.SCHEDULE_BEFORE_STEP, "", 0.0)
+
+    def end_step(self) -> None:
+        """The step is over."""
+        self.micro_step, self._clipped_at, self._stepped = 0, None, True
+        self._parts = []
+
+    def take(self, event: str, subject: str, value: float) -> None:
+        """Write one note, unless there are very many of its kind already."""
+        self._taken[event] += 1
+        if self._taken[event] <= MOST:
+            self._note(event, subject, value)

@@ -1,0 +1,138 @@
+"""Records an unmodified training script while it runs. Imports torch only when, and if, the script does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gradscope.integrations.runner import Finish, run_program
+
+if TYPE_CHECKING:
+    from gradscope.integrations.patches import Patches
+    from gradscope.integrations.session import Session
+    from gradscope.runs.schema import Header
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What came of it. `exit_code` is the script's own; `runs` one directory a training, the first the one to look at.
+
+    `missing`: why there is no run, where there is none.
+    """
+
+    exit_code: int
+    runs: tuple[Path, ...] = ()
+    missing: str | None = None
+
+
+def record_script(
+    argv: Sequence[str],
+    *,
+    module: bool = False,
+    name: str | None = None,
+    every: int = 1,
+    max_rows: int | None = None,
+    root: Path | None = None,
+) -> Recorded:
+    """Run `argv` (a script, or with `module` a module, and its arguments) as python would, and record each training in it.
+
+    Raises:
+        UsageError: there is no such script or module.
+    """
+    recording = _Recording(argv, module, name, every, max_rows, (root or Path.cwd()).absolute())
+    with recording:
+        finish = run_program(argv[0], argv[1:], module=module, on_end=recording.end)
+    return Recorded(finish.exit_code, recording.runs, recording.missing)
+
+
+class _Recording:
+    """Waits until the script imports torch, then listens."""
+
+    def __init__(
+        self, argv: Sequence[str], module: bool, name: str | None, every: int, max_rows: int | None, root: Path
+    ) -> None:
+        self._argv, self._module, self._root = tuple(argv), module, root
+        self._name = name or (argv[0].rpartition(".")[2] if module else Path(argv[0]).stem)
+        self._every, self._max_rows = every, max_rows
+        self._session: Session | None = None
+        self._patches: Patches | None = None
+        self._failure: str | None = None
+        self._finder = _AfterTorch(self._listen)
+
+    def __enter__(self) -> None:
+        if "torch" in sys.modules:
+            self._listen()
+        else:
+            sys.meta_path.insert(0, self._finder)
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ValueError):
+            sys.meta_path.remove(self._finder)
+        if self._patches is not None:
+            self._patches.undo()
+
+    def end(self, finish: Finish) -> None:
+        if self._session is not None:
+            from gradscope.integrations.headers import ending_of
+
+            note = f"the script exited with {finish.exit_code}" if finish.exit_code else None
+            self._session.close(lambda step: ending_of(finish.error, step, note))
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        return tuple(self._session.best_first()) if self._session else ()
+
+    @property
+    def missing(self) -> str | None:
+        if self._session is None:
+            return self._failure or "the script never imported torch"
+        return self._session.missing()
+
+    def _listen(self) -> None:
+        try:
+            from gradscope.integrations.session import Session
+            from gradscope.integrations.torch_calls import install
+
+            self._session = Session(self._header(), root=self._root, every=self._every, max_rows=self._max_rows)
+            self._patches = install(self._session)
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            sys.stderr.write(f"gradscope: nothing is recorded, the script goes on ({self._failure})\n")
+
+    def _header(self) -> Header:
+        from gradscope.capture.distributed import world_size
+        from gradscope.integrations.headers import new_header
+
+        command = ("gradscope", "record", *(["-m"] if self._module else []), *self._argv)
+        return new_header(self._name, "record", self._argv[0], world_size(), command)
+
+
+class _AfterTorch:
+    """An import finder that calls `then` once torch has been imported, and is gone by then."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]  # it has the one method that importing asks for
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        loader, run = spec.loader, spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module
+            run(module)
+            self._then()
+
+        loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

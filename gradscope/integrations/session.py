@@ -1,0 +1,371 @@
+"""A script being recorded: what its calls into torch mean for which of its trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import math
+import os
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from gradscope.capture.recorder import Recorder
+from gradscope.integrations.find import forward_order, models_of
+from gradscope.integrations.track import Track
+from gradscope.runs.catalogue import new_run_directory
+from gradscope.runs.schema import Ending, Header, Parameter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST_LOOSE = 256
+"""Losses that are kept while it is unknown what they train."""
+
+
+def guarded(method: F) -> F:
+    """An error of ours ends the recording, with one line on stderr; the script goes on."""
+
+    @functools.wraps(method)
+    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
+        if not self.armed:
+            return None
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.disarm(f"{type(error).__name__}: {error}")
+            return None
+
+    return call  # type: ignore[return-value]  # the wrapper has the method's own signature
+
+
+class Session:
+    """Every training of one script, each with its recorder. Its methods are called by the patches of `torch_calls`.
+
+    `header` is what all their runs share; `root` the folder that holds `.gradscope`.
+    """
+
+    def __init__(self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None) -> None:
+        self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
+        self.armed = True
+        self.failure: str | None = None
+        self.tracks: list[Track] = []
+        self.runs: list[Path] = []
+        self.steps: dict[Path, int] = {}
+        self.backwards = self.clips = 0
+        self.batch: int | None = None
+        self.steps_seen = 0
+        self._optimizers = Registry()
+        self._by_parameter: dict[int, Track] = {}
+        self._by_optimizer: dict[int, Track] = {}
+        self._loose = deque[tuple[torch.Tensor | float, float, int | None]](maxlen=MOST_LOOSE)
+        self._order: dict[int, int] = {}
+        self._scaler: Any = None
+        self._unscaled: tuple[Any, Any] = (None, None)
+        self._running: list[int] = []
+        self._closures = 0
+        self._over: list[Track] = []
+
+    def disarm(self, why: str) -> None:
+        """Stop recording for good."""
+        self.armed, self.failure = False, why
+        sys.stderr.write(f"gradscope: recording stopped, the script goes on ({why})\n")
+        for track in self.tracks:
+            track.recorder.close(Ending("interrupted", track.recorder.step, f"recording stopped: {why}"))
+
+    @guarded
+    def scaling(self, scaler: Any, loss: Any, scaled: Any) -> None:
+        """A gradient scaler has multiplied `loss`, which gave `scaled`."""
+        self._scaler, self._unscaled = scaler, (loss, scaled)
+
+    @guarded
+    def before_backward(self, roots: Sequence[Any]) -> None:
+        """Gradients are about to be computed from `roots`."""
+        self.backwards += 1
+        self._put_away()
+        if not self._closures:
+            self._running.clear()
+        if self._unknown() or self.backwards == 1:
+            self._order = forward_order(roots)
+        for track in self.tracks:
+            track.before_backward()
+
+    @guarded
+    def after_backward(self, roots: Sequence[Any]) -> None:
+        """Gradients were computed from `roots`."""
+        scaler, self._scaler = self._scaler, None
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        loss, scaled = self._unscaled
+        if len(roots) != 1 or roots[0] is not scaled:
+            loss, scaled = roots[0] if len(roots) == 1 else None, None
+        loss = _value(loss, scale if scaled is None else 1.0)
+        self._unscaled = (None, None)
+        received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
+        unknown = bool(self._unknown())
+        if unknown or not any(received):
+            self._loose.append((loss, scale, self.batch))
+        if unknown:
+            self._begin_track()
+
+    @guarded
+    def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> list[Track]:
+        """The script is about to clip the gradients of `tensors`; returns the trainings they belong to."""
+        self.clips += 1
+        if not any(id(tensor) in self._by_parameter for tensor in tensors):
+            self._begin_track(tensors)
+        tracks = list(dict.fromkeys(self._by_parameter[id(t)] for t in tensors if id(t) in self._by_parameter))
+        for track in tracks:
+            track.order.clip(limit, track.sentinels.gone, track.scale, raises)
+            track.order.covers([t for t in tensors if t.grad is not None])
+        return tracks
+
+    @guarded
+    def read(self, tracks: Sequence[Track], limit: float = math.nan) -> None:
+        """Read the gradients of `tracks` before they are clipped at an L2 norm of `limit`."""
+        for track in tracks:
+            track.read(limit / track.scale)
+
+    @guarded
+    def to_share(self, tracks: Sequence[Track], limit: float) -> list[Recorder]:
+        """Recorders that read the gradients while they are clipped at `limit`; the others read them now."""
+        fresh = [track for track in tracks if track.due and track.recorder.reading is None and track.scale == 1.0]
+        self.read([track for track in tracks if track not in fresh], limit)
+        return [track.recorder for track in fresh]
+
+    @guarded
+    def clipped(self, tracks: Sequence[Track], event: str = "", subject: str = "", value: float = math.nan) -> None:
+        """The gradients of `tracks` were clipped; `event`: in what unusual way."""
+        for track in tracks:
+            track.clipped()
+            if event:
+                track.order.take(event, subject, value)
+
+    @guarded
+    def owners(self, gradients: Sequence[torch.Tensor]) -> list[Track]:
+        """The trainings that all their gradients are among `gradients`."""
+        given = {id(one) for one in gradients}
+        return [track for track in self.tracks if track.gradients() <= given]
+
+    @guarded
+    def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
+        """A gradient scaler has divided the gradients of `optimizer` by its scale."""
+        if track := self.track_of(optimizer):
+            track.scale = 1.0
+
+    @guarded
+    def enter_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's own step begins."""
+        self._running.append(id(optimizer))
+
+    @guarded
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to use its gradients."""
+        if self._outermost(optimizer) and (track := self.track_of(optimizer)):
+            track.before_step(optimizer)
+
+    @guarded
+    def after_step(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
+        """The optimizer has used them, or a gradient scaler has kept it from that."""
+        outermost = self._outermost(optimizer)
+        self._running = [key for key in self._running if key != id(optimizer)]
+        self._loose.clear()
+        self.steps_seen += 1
+        if outermost and (track := self.track_of(optimizer)):
+            track.after_step(optimizer, skipped=skipped)
+
+    @guarded
+    def around_closure(self, optimizer: torch.optim.Optimizer, change: int) -> None:
+        """A closure of the optimizer begins (1) or ends (-1): its first call is the step, the others are its own search."""
+        self._closures += change
+        track = self.track_of(optimizer) if change < 0 else None
+        if track is not None and not track.inside_closure:
+            track.before_step(optimizer)
+            track.inside_closure = True
+
+    @guarded
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> None:
+        """A learning-rate scheduler of `optimizer` moved on."""
+        if track := self.track_of(optimizer, begin=False):
+            track.order.schedule()
+
+    def track_of(self, optimizer: torch.optim.Optimizer, *, begin: bool = True) -> Track | None:
+        """The training that `optimizer` belongs to; a new one where it holds parameters that none knows."""
+        if track := self._by_optimizer.get(id(optimizer)):
+            return track
+        held = _held(optimizer)
+        track = next((self._by_parameter[id(p)] for p in held if id(p) in self._by_parameter), None)
+        if track is None and begin:
+            track = self._begin_track(held, optimizer)
+        if track is not None and id(optimizer) not in self._by_optimizer:
+            self._join(track, optimizer)
+        return track
+
+    def register(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer was made."""
+        self._optimizers.add(optimizer)
+
+    def close(self, ending: Callable[[int], Ending]) -> None:
+        """The script is over; `ending(step)` says how, for a training that reached that step."""
+        for track in self.tracks:
+            try:
+                self._close(track, ending)
+            except Exception as error:
+                self.disarm(f"{type(error).__name__}: {error}")
+        self.armed = False
+
+    def _close(self, track: Track, ending: Callable[[int], Ending] | None) -> None:
+        track.close(ending)
+        if track.recorder.writes:
+            self.steps[track.recorder.directory] = track.recorder.step
+
+    def best_first(self) -> list[Path]:
+        """The runs, the one with the most steps first; among equals the first begun."""
+        return sorted(self.runs, key=lambda run: -self.steps.get(run, 0))
+
+    def missing(self) -> str | None:
+        """Why no step was recorded, where none was."""
+        if any(self.steps.values()):
+            return None
+        if self.failure:
+            return f"recording stopped: {self.failure}"
+        if not self.backwards:
+            return "the script never called backward()"
+        if self.runs:
+            return "gradients were computed, but no optimizer step was taken"
+        return "gradients were computed, but nothing of what torch optimizers or clipping functions update got one"
+
+    def leave(self, status: int) -> None:
+        """The script ends its process here and now."""
+        if os.getpid() == self.header.pid:
+            self.close(lambda step: Ending("finished", step, f"os._exit({status})"))
+
+    def _begin_track(
+        self, tensors: Iterable[torch.Tensor] = (), optimizer: torch.optim.Optimizer | None = None
+    ) -> Track | None:
+        """Open a recorder for the optimizers that hold gradients, or for `tensors` where nothing else holds them."""
+        chosen = self._unknown(optimizer)
+        parameters = [p for one in chosen for p in _held(one)] or list(tensors)
+        if not any(p.grad is not None for p in parameters):
+            return None
+        elsewhere = {id(p) for one in self._optimizers if one not in chosen for p in _held(one)}
+        holders: Any = chosen or [_ByHand(parameters)]
+        recorder = Recorder(
+            models_of(parameters, elsewhere),
+            holders,
+            directory=self._new_directory(),
+            header=self.header,
+            every=self.every,
+            max_rows=self.max_rows,
+        )
+        return self._begun(recorder, chosen)
+
+    def _begun(self, recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Track:
+        recorder.update_header(parameters=_ordered(recorder, self._order))
+        if not optimizers:
+            recorder.update_header(optimizer=None)
+        recorder.release_optimizers()
+        track = Track(recorder)
+        self.tracks.append(track)
+        self._by_parameter |= dict.fromkeys(track.parameters, track)
+        if recorder.writes:
+            self.runs.append(recorder.directory)
+        for loss, scale, batch in self._loose:
+            track.after_backward(loss, scale, batch)
+        self._loose.clear()
+        for one in optimizers:
+            self._join(track, one)
+        return track
+
+    def _unknown(self, asked: torch.optim.Optimizer | None = None) -> list[torch.optim.Optimizer]:
+        """Optimizers that belong to no training yet and hold gradients, or are `asked` for."""
+        free = [one for one in self._optimizers if id(one) not in self._by_optimizer]
+        return [one for one in free if one is asked or any(p.grad is not None for p in _held(one))]
+
+    def _outermost(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether no other optimizer of the same training is calling this one from its own step."""
+        if not self._running or self._running[0] == id(optimizer):
+            return True
+        first = self._by_optimizer.get(self._running[0])
+        return first is None or first is not self.track_of(optimizer)
+
+    def _join(self, track: Track, optimizer: torch.optim.Optimizer) -> None:
+        track.join(optimizer)
+        self._by_optimizer[id(optimizer)] = track
+        weakref.finalize(optimizer, self._lost, id(optimizer)).atexit = False
+
+    def _lost(self, key: int) -> None:
+        """An optimizer was deleted: without one its training is over. Called by the collector, so it only takes a note."""
+        track = self._by_optimizer.pop(key, None)
+        if track is not None and track not in self._by_optimizer.values():
+            self._over.append(track)
+
+    def _put_away(self) -> None:
+        """Close the trainings that are over, so that their models can be freed."""
+        while self._over:
+            track = self._over.pop()
+            if not track.optimizers and track in self.tracks:
+                self.tracks.remove(track)
+                for key in track.parameters:
+                    self._by_parameter.pop(key, None)
+                self._close(track, None)
+
+    def _new_directory(self) -> Path:
+        name = self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"
+        return new_run_directory(name, self.root)
+
+
+class Registry:
+    """The optimizers that are alive, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        kind = torch.optim.Optimizer
+        self._references = [
+            weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), kind) and hasattr(one, "param_groups")
+        ]
+
+    def add(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember one more."""
+        self._references = [reference for reference in self._references if reference() is not None]
+        self._references.append(weakref.ref(optimizer))
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
+        return (one for reference in self._references if (one := reference()) is not None)
+
+
+class _ByHand:
+    """Stands for the optimizer of a script that has none, so that parameters no module owns are recorded too."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        self.param_groups = [{"params": list(parameters)}]
+        self.defaults: dict[str, Any] = {}
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _value(loss: Any, scale: float) -> torch.Tensor | float:
+    """A scalar loss without its graph, divided by `scale`; NaN where there is none."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        return math.nan
+    return loss.detach() if scale == 1.0 else loss.detach() / scale
+
+
+def _ordered(recorder: Recorder, first: dict[int, int]) -> tuple[Parameter, ...]:
+    """The parameters with their layers in the order in which the forward pass met them."""
+    parameters = recorder.header.parameters
+    places: dict[str, float] = {}
+    last = -1.0
+    for parameter, tensor in zip(parameters, recorder.tensors, strict=True):
+        if id(tensor) in first:
+            last = first[id(tensor)]
+            places[parameter.layer] = min(places.get(parameter.layer, math.inf), last)
+        else:
+            places.setdefault(parameter.layer, last)
+    ranks = {layer: rank for rank, layer in enumerate(sorted(places, key=lambda layer: places[layer]))}
+    return tuple(dataclasses.replace(one, order=ranks[one.layer]) for one in parameters)

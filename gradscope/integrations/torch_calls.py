@@ -1,0 +1,180 @@
+"""The calls into torch that a session listens to. Everything replaced here is put back by the Patches it returns."""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler, optimizer
+from torch.utils.data import dataloader
+
+from gradscope.integrations import clip_calls
+from gradscope.integrations.patches import Patches
+from gradscope.integrations.session import Session
+
+Call = Callable[..., Any]
+
+
+def install(session: Session) -> Patches:
+    """Listen for `session` until `undo` of what is returned."""
+    patches = Patches()
+    patches.attribute(torch.autograd, "_engine_run_backward", functools.partial(_backward, session))
+    patches.attribute(torch.optim.Optimizer, "__init__", functools.partial(_new_optimizer, session))
+    patches.handle(optimizer.register_optimizer_step_pre_hook(functools.partial(_enter_step, session)))
+    patches.handle(optimizer.register_optimizer_step_post_hook(functools.partial(_leave_step, session)))
+    for name, make in (("scale", _scale), ("unscale_", _unscale), ("step", _scaled_step)):
+        patches.attribute(torch.amp.GradScaler, name, functools.partial(make, session))
+    for kind in _schedulers(lr_scheduler.LRScheduler):
+        if "step" in vars(kind):
+            patches.attribute(kind, "step", functools.partial(_schedule, session))
+    patches.attribute(dataloader._BaseDataLoaderIter, "__next__", functools.partial(_next_batch, session))
+    patches.attribute(os, "_exit", functools.partial(_leave, session))
+    clip_calls.install(session, patches)
+    _forget_in_children(session)
+    return patches
+
+
+def _backward(session: Session, original: Call) -> Call:
+    inside = False
+
+    @functools.wraps(original)
+    def run_backward(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        if inside or not session.armed or not kwargs.get("accumulate_grad"):
+            return original(roots, *args, **kwargs)
+        session.before_backward(roots)
+        inside = True
+        try:
+            result = original(roots, *args, **kwargs)
+        finally:
+            inside = False
+        session.after_backward(roots)
+        return result
+
+    return run_backward
+
+
+def _new_optimizer(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        session.register(self)
+
+    return __init__
+
+
+def _enter_step(session: Session, optimizer: Any, args: Any, kwargs: Any) -> Any:
+    if torch.compiler.is_compiling() or not session.armed:
+        return None
+    session.enter_step(optimizer)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        session.before_step(optimizer)
+        return None
+    wrapped = _closure(session, optimizer, closure)
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": wrapped}
+    return (args[0], wrapped, *args[2:]), kwargs
+
+
+def _closure(session: Session, optimizer: Any, closure: Call) -> Call:
+    @functools.wraps(closure)
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        session.around_closure(optimizer, 1)
+        try:
+            return closure(*args, **kwargs)
+        finally:
+            session.around_closure(optimizer, -1)
+
+    return evaluate
+
+
+def _leave_step(session: Session, optimizer: Any, args: Any, kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    found = getattr(optimizer, "found_inf", None)
+    session.after_step(optimizer, skipped=found is not None and float(found) > 0)
+
+
+def _scale(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def scale(self: Any, outputs: Any) -> Any:
+        result = original(self, outputs)
+        if self.is_enabled():
+            session.scaling(self, outputs, result)
+        return result
+
+    return scale
+
+
+def _unscale(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def unscale_(self: Any, optimizer: Any) -> Any:
+        result = original(self, optimizer)
+        if self.is_enabled():
+            session.unscaled(optimizer)
+        return result
+
+    return unscale_
+
+
+def _scaled_step(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_enabled():
+            return original(self, optimizer, *args, **kwargs)
+        session.before_step(optimizer)
+        before = session.steps_seen
+        result = original(self, optimizer, *args, **kwargs)
+        if session.steps_seen == before:
+            session.after_step(optimizer, skipped=True)
+        return result
+
+    return step
+
+
+def _schedulers(kind: type) -> list[type]:
+    return [kind, *(found for child in kind.__subclasses__() for found in _schedulers(child))]
+
+
+def _schedule(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_step_count", 0) and getattr(self, "optimizer", None) is not None:
+            session.scheduled(self.optimizer)
+        return original(self, *args, **kwargs)
+
+    return step
+
+
+def _next_batch(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def __next__(self: Any) -> Any:  # noqa: N807
+        batch = original(self)
+        session.batch = self._num_yielded - 1
+        return batch
+
+    return __next__
+
+
+def _leave(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def _exit(status: int) -> Any:
+        session.leave(status)
+        return original(status)
+
+    return _exit
+
+
+def _forget_in_children(session: Session) -> None:
+    reference = weakref.ref(session)
+
+    def forget() -> None:
+        if (known := reference()) is not None:
+            known.armed = False
+
+    os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,185 @@
+"""One training inside a script: a recorder, and what is known about the step it is in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+
+from gradscope.capture.recorder import Reading, Recorder
+from gradscope.integrations.order import OrderNotes
+from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
+from gradscope.runs import events
+from gradscope.runs.schema import Ending
+
+WHOLE = 1e-5
+"""How near to a whole number 1 ÷ ratio must be to call a shrinkage a division, as by a number of micro-batches."""
+
+
+class Track:
+    """Turns what a script does into the verbs of its recorder. One row a step, read before anything clips it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._references: list[weakref.ref[torch.optim.Optimizer]] = []
+        self.parameters = {id(tensor): i for i, tensor in enumerate(recorder.tensors)}
+        self.order = OrderNotes(lambda event, subject, value: recorder.probe(event, [subject], [value]))
+        self.sentinels = Sentinels(recorder.tensors, recorder.header.parameters)
+        self.scale: float = 1.0
+        self.loss_scale: float | None = None
+        self.inside_closure = False
+        self._limit_by_hand = math.nan
+        self._reads_after_backward = True
+        self._trusts_backward = True
+        self._usual_micro_steps = 1
+        self._before: Mark = ()
+        self._norms_after: dict[int, float] = {}
+        self._clipped = False
+        self._stepped: set[int] = set()
+        self._hooked = False
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that are still alive, in the order of the `lr` column."""
+        return [one for reference in self._references if (one := reference()) is not None]
+
+    @property
+    def due(self) -> bool:
+        """Whether this step is one of those that are recorded."""
+        return self.recorder.step % self.recorder.every == 0
+
+    def join(self, optimizer: torch.optim.Optimizer) -> None:
+        """One more optimizer steps this training."""
+        self._references.append(weakref.ref(optimizer))
+
+    def before_backward(self) -> None:
+        """Gradients are about to be computed, perhaps of this training."""
+        if self.inside_closure:
+            return
+        if self._stepped:
+            self.finish_step()
+        elif self.order.micro_step and self.sentinels.gone:
+            self._abandon()
+        self._before = self.sentinels.mark()
+
+    def after_backward(self, loss: torch.Tensor | float, scale: float, batch: int | None) -> bool:
+        """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by."""
+        if self.inside_closure or self.sentinels.mark() == self._before:
+            return False
+        self.order.backward()
+        self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
+        self.recorder.take(None)
+        self._clipped = False
+        if self.due:
+            self.recorder.observe(loss, batch=batch)
+            if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
+                self.recorder.measure(scale=scale, loss_scale=self.loss_scale)
+            self._norms_after = {i: norm / scale for i, norm in self.sentinels.norms().items()}
+        return True
+
+    def gradients(self) -> set[int]:
+        """The ids of its gradients."""
+        return {id(tensor.grad) for tensor in self.recorder.tensors if tensor.grad is not None}
+
+    def read(self, limit: float = math.nan) -> Reading | None:
+        """Read the gradients now, unless that was done since the last backward, and note the threshold."""
+        if not self.due:
+            return None
+        reading = self.recorder.reading or self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+        if not math.isnan(limit):
+            reading = dataclasses.replace(reading, max_norm=limit)
+        self.recorder.take(reading)
+        return reading
+
+    def clipped(self) -> None:
+        """A function of torch has clipped the gradients."""
+        self._clipped, self._reads_after_backward = True, False
+        reading = self.recorder.reading
+        if self.loss_scale is not None and reading is not None:
+            self.recorder.take(dataclasses.replace(reading, scale=self.loss_scale))
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to use the gradients."""
+        if self._clipped and not self._stepped:
+            self.order.step({id(p): self._name(p) for p in _held(optimizer) if p.grad is not None})
+        if not self.due:
+            return
+        if not self._clipped and self._trusts_backward:
+            self._look_for_changes()
+        self.read(math.nan if self._clipped else self._limit_by_hand)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, *, skipped: bool = False) -> None:
+        """The optimizer has used them, or a gradient scaler has kept it from that."""
+        self._hooked = True
+        self._stepped.add(id(optimizer))
+        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
+        if not any(p.grad is not None for one in waiting for p in _held(one)):
+            self.finish_step(skipped=skipped)
+
+    def finish_step(self, *, skipped: bool = False) -> None:
+        """Write the row."""
+        rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]
+        self.sentinels.follow(self.recorder.reading)
+        self.recorder.finish_step(skipped=skipped, lr=rates)
+        self._usual_micro_steps = max(1, self.order.micro_step)
+        self._begin()
+
+    def close(self, ending: Callable[[int], Ending] | None = None) -> None:
+        """Write what is left and how it ended; `ending` is told the steps taken."""
+        reading = self.recorder.reading
+        if self._stepped or (reading is not None and (not self._hooked or reading.norms.nonfinite.any())):
+            self.finish_step(skipped=self._hooked and not self._stepped)
+        self.recorder.close(ending(self.recorder.step) if ending else None)
+
+    def _begin(self) -> None:
+        self.order.end_step()
+        self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
+        self.scale, self.loss_scale = 1.0, None
+
+    def _abandon(self) -> None:
+        """The gradients were thrown away. Without an optimizer that is how a step ends; else the step was left out."""
+        reading = self.recorder.reading
+        if reading is not None and (not self._hooked or reading.norms.nonfinite.any()):
+            self.finish_step(skipped=self._hooked)
+        else:
+            self.recorder.abandon()
+            self._begin()
+
+    def _look_for_changes(self) -> None:
+        """What the script itself did to the gradients since the last backward."""
+        now = {i: norm / self.scale for i, norm in self.sentinels.norms().items()}
+        found = ratios(self._norms_after, now)
+        if not found or unchanged(found):
+            return
+        typical = min(found)
+        if uniform(found) and abs(1 / typical - round(1 / typical)) < WHOLE * (1 / typical):
+            self._reads_after_backward = False
+            self.recorder.take(None)
+        elif max(found) <= 1 + 1e-4:
+            self._clipped_by_hand(typical, uniform(found))
+        else:
+            self._trusts_backward = self._reads_after_backward = False
+            self.recorder.take(None)
+            self.order.take(events.GRADIENTS_CHANGED, "", typical)
+
+    def _clipped_by_hand(self, ratio: float, uniform: bool) -> None:
+        self.order.take(events.CLIP_BY_HAND, "", ratio)
+        reading = self.recorder.reading
+        if reading is None:
+            after = self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+            reading = dataclasses.replace(after, norms=after.norms.divided(ratio)) if uniform else after
+        self._limit_by_hand = reading.global_norm * ratio if uniform else math.nan
+        self.recorder.take(reading)
+        self._reads_after_backward = True
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        place = self.parameters.get(id(tensor))
+        return "a parameter" if place is None else self.recorder.header.parameters[place].name
+
+
+def _held(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -1,0 +1,123 @@
+"""Transformers: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before the trainer clips them, unscaled.
+
+The trainer calls its callbacks only after it has clipped. So the callback looks over the shoulder of `training_step`, where the
+backward pass ends: each call of it is watched on its own, and nothing is left behind when it raises.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from gradscope.capture.recorder import Recorder
+from gradscope.errors import UsageError
+from gradscope.integrations.headers import ending_of, new_header
+from gradscope.runs.catalogue import new_run_directory
+
+
+class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # Any where Transformers is not installed
+    """Records every optimizer step of `train`.
+
+    `every`: record each so-many-th step. `max_rows` bounds the file. `root`: the folder that holds `.gradscope`.
+    `run` is the directory, None before training.
+
+    Raises:
+        UsageError: on `train`, where the run directory cannot be written or the trainer is not one of Transformers.
+    """
+
+    def __init__(
+        self, name: str = "transformers", *, every: int = 1, max_rows: int | None = None, root: Path | None = None
+    ) -> None:
+        self.name, self.every, self.max_rows, self.root = name, every, max_rows, root
+        self.run: Path | None = None
+        self._recorder: Recorder | None = None
+        self._trainer: Any = None
+        self._micro_steps = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the recorder."""
+        self._close(None)
+        self._trainer = _trainer_above(sys._getframe(1))
+        optimizer = kwargs["optimizer"]
+        self._recorder = Recorder(
+            kwargs["model"],
+            getattr(optimizer, "optimizer", optimizer),
+            directory=new_run_directory(self.name, self.root),
+            header=new_header(self.name, "transformers", type(kwargs["model"]).__name__, args.world_size),
+            every=self.every,
+            max_rows=self.max_rows,
+        )
+        self.run = self._recorder.directory if self._recorder.writes else None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watch the first micro-step of a step."""
+        self._watch()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watch the next one."""
+        self._watch()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the row."""
+        if self._recorder is not None:
+            optimizer = kwargs["optimizer"]
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            self._recorder.finish_step(skipped=bool(getattr(optimizer, "step_was_skipped", False)), lr=rates)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the run."""
+        self._close(None)
+
+    def _watch(self) -> None:
+        """See the next call of the trainer's `training_step`, and only that one."""
+        trainer, own = self._trainer, vars(self._trainer).get("training_step")
+        original = trainer.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            _put_back(trainer, own)
+            try:
+                loss = original(*args, **kwargs)
+            except BaseException as error:
+                self._close(error)
+                raise
+            self._after_backward(loss)
+            return loss
+
+        trainer.training_step = training_step
+
+    def _after_backward(self, loss: Any) -> None:
+        if self._recorder is None:
+            return
+        self._recorder.observe(loss)
+        accelerator, limit = self._trainer.accelerator, self._trainer.args.max_grad_norm
+        if accelerator.sync_gradients and self._recorder.step % self._recorder.every == 0:
+            scaler = accelerator.scaler
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._recorder.measure(scale=scale, max_norm=float(limit) if limit else None)
+
+    def _close(self, error: BaseException | None) -> None:
+        self._trainer = None
+        if self._recorder is not None:
+            self._recorder.close(ending_of(error, self._recorder.step))
+            self._recorder = None
+
+
+def _put_back(trainer: Any, own: Any) -> None:
+    if own is None:
+        del trainer.training_step
+    else:
+        trainer.training_step = own
+
+
+def _trainer_above(frame: FrameType | None) -> Any:
+    """The trainer that is calling its callbacks. They are not told which one it is."""
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer):
+            return owner
+        frame = frame.f_back
+    raise UsageError("GradscopeCallback works with transformers.Trainer; for a loop of your own use gradscope.Recorder")
