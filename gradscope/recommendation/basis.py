@@ -85,12 +85,13 @@ def _of(run: Run, by: By, seen: Explosion | None) -> Basis:
         ABSENT: np.isnan(sizes),
         ZERO: sizes == 0,
     }
-    if seen and (run.step < seen.first_step).any():
-        reasons[EXPLODED] = run.step >= seen.first_step
     kept, excluded = np.ones(len(sizes), bool), {}
     for reason, out in reasons.items():
         excluded[reason] = int((kept & out).sum())
         kept &= ~out
+    if seen and (calm := kept & (run.step < seen.first_step)).any():
+        excluded[EXPLODED] = int(kept.sum() - calm.sum())
+        kept = calm
     rows = np.flatnonzero(kept)
     words = f"{_amount(run, len(rows), by)} of the recorded window"
     left_out = {reason: amount for reason, amount in excluded.items() if amount}
