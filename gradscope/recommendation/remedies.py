@@ -49,8 +49,8 @@ def _single(run: Run) -> list[Trial]:
         remedy(f"lr-{factor:g}", f"learning rate × {factor:g}", f"lr = {peak * factor:.4g}  # peak", lr_factor=factor)
         for factor in LOWER
     ]
-    steps = max(10, int(WARM_UP_SHARE * horizon(run)))
-    wanted.append(remedy("warm-up", f"warm-up over {steps} steps", _warm_up(steps), warm_up=steps))
+    steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
+    wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
     top = next(
         (layer for layer in rank_layers(run) if layer.level == "high" and layer.component == "init" and layer.factor),
         None,
@@ -64,6 +64,12 @@ def _single(run: Run) -> list[Trial]:
         paste = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
         wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
+
+
+def _peak_step(run: Run) -> int:
+    """The planned step at which the learning rate first reaches its peak."""
+    rates = [max(row) for row in run.header.plan.lr]
+    return run.header.plan.lr_steps[rates.index(max(rates))] if rates else 0
 
 
 def _warm_up(steps: int) -> str:

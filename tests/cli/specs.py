@@ -1,0 +1,54 @@
+"""Small spec files for the tests of the command line."""
+
+from __future__ import annotations
+
+HEALTHY = """
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+X = torch.randn(256, 6)
+data = (X, (X @ torch.randn(6, 3)).argmax(1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+total_steps = 120
+batch_size = 16
+"""
+
+EXPLODES_LATER = """
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+X = torch.randn(256, 6)
+data = (X, X.sum(1, keepdim=True))
+loss = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.01 if step < 70 else 5.0)
+total_steps = 120
+batch_size = 16
+"""
+
+EXPLODES_NOW = (
+    HEALTHY.replace("nn.Tanh()", "nn.Identity()")
+    .replace("lr=0.1", "lr=1e6")
+    .replace("(X @ torch.randn(6, 3)).argmax(1))", "X[:, :3])\nloss = nn.MSELoss()")
+)
+
+RAISES_AT_STEP_7 = (
+    HEALTHY
+    + """
+calls = 0
+
+
+def training_step(model, batch):
+    global calls
+    calls += 1
+    if calls == 8:
+        raise ValueError("the eighth batch is bad")
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+"""
+)
+
+INTERRUPTED_AT_STEP_7 = RAISES_AT_STEP_7.replace('ValueError("the eighth batch is bad")', "KeyboardInterrupt")

@@ -1,0 +1,149 @@
+"""`gradscope analyze` from a spec file to a verdict, a threshold, a page and a run on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradscope as library
+from gradscope.runs.catalogue import find_run
+from gradscope.runs.reader import load_run
+from tests.cli import specs
+from tests.cli.run import gradscope
+
+
+def written(here: Path, text: str, name: str = "spec_under_test.py") -> str:
+    (here / name).write_text(text, encoding="utf-8")
+    return name
+
+
+def analyzed(here: Path, capsys: pytest.CaptureFixture[str], text: str, *args: str) -> dict[str, Any]:
+    result = gradscope(capsys, "analyze", written(here, text), "--format", "json", *args)
+    assert result.code == 0, result.err
+    report: dict[str, Any] = json.loads(result.out)
+    return report
+
+
+def test_a_healthy_training_is_stable(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.HEALTHY)
+    assert report["verdict"] == "stable"
+    assert report["run"]["steps"] == 50
+    assert {layer["name"] for layer in report["layers"]} == {"0", "2"}
+    assert not any(layer["level"] == "high" for layer in report["layers"])
+    run = load_run(find_run())
+    assert {"x1", "x2", "x4"} <= set(run.trials)
+
+
+def test_an_explosion_after_the_window_is_foreseen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.EXPLODES_LATER)
+    assert report["verdict"] == "will-explode"
+    assert report["remedies"]
+    assert load_run(find_run()).global_norm.max() < math.inf
+
+
+def test_an_explosion_in_the_window_names_its_step(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.EXPLODES_NOW, "--quick")
+    assert report["verdict"] == "exploding"
+    assert report["first_step"] is not None
+    assert report["run"]["ending"]["how"] == "nonfinite"
+
+
+def test_quick_is_the_window_alone_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.HEALTHY, "--quick", "--steps", "20")
+    assert report["verdict"] == "unknown"
+    assert report["explosion_score"] is None
+    assert not load_run(find_run()).trials
+    assert any("cannot foresee" in text for text in (*report["caveats"], *report["reasons"]))
+
+
+def test_it_says_how_the_file_was_read_and_what_comes_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--quick", "--html", "page.html")
+    for piece in ("model", "data", "loss", "optimizer", "plan"):
+        assert re.search(rf"^{piece} ", result.err, re.M)
+    assert "inferred" in result.err
+    assert "gradscope report" in result.err
+    assert (here / "page.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_the_users_exception_keeps_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "analyze", written(here, specs.RAISES_AT_STEP_7), "--quick")
+    assert result.code == 3
+    assert "step 7" in result.err
+    assert "the eighth batch is bad" in result.err
+    run = load_run(find_run())
+    assert len(run.step) == 7
+    assert run.header.ending.how == "failed"
+
+
+def test_ctrl_c_keeps_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "analyze", written(here, specs.INTERRUPTED_AT_STEP_7))
+    assert result.code == 130
+    run = load_run(find_run())
+    assert len(run.step) == 7
+    assert run.header.ending.how == "interrupted"
+
+
+def test_several_seeds_are_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.HEALTHY, "--seeds", "3", "--quick", "--steps", "20")
+    assert any("3 seeds: unknown in 3 of 3" in text for text in report["caveats"])
+    assert len(list((here / ".gradscope" / "runs").iterdir())) == 3
+
+
+def test_a_budget_that_is_too_short_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.HEALTHY, "--budget", "0s")
+    assert report["verdict"] == "unknown"
+    assert any("budget" in text for text in (*report["caveats"], *report["reasons"]))
+
+
+@pytest.mark.parametrize("budget", ["soon", "5 fortnights", ""])
+def test_a_budget_that_is_no_time(budget: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--budget", budget)
+    assert result.code == 2
+    assert "5m" in result.err
+
+
+def test_two_analyses_of_one_seed_agree(here: Path) -> None:
+    target = written(here, specs.HEALTHY)
+    one, other = (library.analyze(target, steps=20, rehearse=False, verify=False) for _ in range(2))
+    assert one.run.loss.tolist() == other.run.loss.tolist()
+    assert one.run.global_norm.tolist() == other.run.global_norm.tolist()
+
+
+def test_an_unwritable_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / ".gradscope").write_text("a file in the way", encoding="utf-8")
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--quick")
+    assert result.code == 2
+    assert "GRADSCOPE_DIR" in result.err
+
+
+def test_check_reads_without_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = gradscope(capsys, "check", written(here, specs.HEALTHY), "--verbose")
+    assert result.code == 0
+    assert "plan" in result.out
+    assert "0.weight" in result.out
+    assert not (here / ".gradscope").exists()
+
+
+def test_init_writes_a_spec_that_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gradscope(capsys, "init", "starter.py").code == 0
+    assert gradscope(capsys, "analyze", "starter.py", "--quick", "--steps", "5").code == 0
+    again = gradscope(capsys, "init", "starter.py")
+    assert again.code == 2
+    assert "there already" in again.err
+
+
+def test_a_bug_of_ours_is_exit_4(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("gradscope.runs.catalogue.list_runs", broken)
+    result = gradscope(capsys, "runs")
+    assert result.code == 4
+    assert "please report it" in result.err
