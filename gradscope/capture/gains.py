@@ -30,18 +30,29 @@ NAN = math.nan
 
 
 @dataclass
+class _Place:
+    """What one tensor held, and the gradient that arrived there."""
+
+    rms: float = NAN
+    numel: int = 0
+    grad: float = NAN
+
+
+@dataclass
 class _Call:
-    """One call of one layer. `end_*`: behind the activations and norms that follow it directly, NaN where none does."""
+    """One call of one layer. `end`: behind the activations and norms that follow it directly, None where none does."""
 
     layer: str
     in_rms: float = NAN
-    out_rms: float = NAN
-    out_grad: float = NAN
-    end_rms: float = NAN
-    end_grad: float = NAN
-    end_numel: int = 0
+    in_numel: int = 0
+    out: _Place = field(default_factory=_Place)
+    end: _Place | None = None
     open: bool = True
     normalised: bool = False
+    taking: tuple[torch.Size, Edge] | None = None
+    """The shape of the input that takes a gradient, and where that gradient arrives."""
+    entries: set[Node] = field(default_factory=set)
+    """The nodes that made the inputs: where the call's part of the graph begins."""
     incoming: _Incoming | None = None
 
     @property
@@ -86,6 +97,13 @@ class _Tape:
         """Place a gradient hook on a tensor or a node of the graph."""
         self.handles.append(target.register_hook(hook))
 
+    def place(self, tensor: torch.Tensor) -> _Place:
+        """The tensor's size now, and its gradient once it comes."""
+        place = _Place(rms(tensor), tensor.numel())
+        if tensor.requires_grad:
+            self.watch(tensor, _keeps(place))
+        return place
+
     def follow(
         self, tensor: torch.Tensor, came_with: int, *, last: bool, normalised: bool = False
     ) -> tuple[_Call, ...]:
@@ -95,12 +113,12 @@ class _Tape:
         that something else lies between. `last`: a layer with a matrix reads the tensor, so that the chain ends here.
         """
         chain = only_source(tensor.grad_fn, self.chains) or ()
-        reached = tuple(call for call in chain if call.open and call.end_numel == came_with)
+        reached = tuple(call for call in chain if call.open and (call.end or call.out).numel == came_with)
+        if reached:
+            place = self.place(tensor)
         for call in reached:
-            call.end_rms, call.end_grad, call.end_numel = rms(tensor), NAN, tensor.numel()
+            call.end = place
             call.normalised |= normalised
-            if tensor.requires_grad:
-                self.watch(tensor, _keeps(call, "end_grad"))
         if last:
             for call in chain:
                 call.open = False
@@ -180,7 +198,7 @@ class _LayerHooks:
 
     def __init__(self, layer: str, tape: _Tape, unmeasured: dict[str, str]) -> None:
         self._layer, self._tape, self._unmeasured = layer, tape, unmeasured
-        self._entered: list[tuple[_Call, int, tuple[torch.Size, Edge] | None]] = []
+        self._entered: list[_Call] = []
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         try:
@@ -197,31 +215,34 @@ class _LayerHooks:
 
     def _enter(self, module: nn.Module, inputs: list[torch.Tensor]) -> None:
         call = _Call(self._layer)
-        taking = next((one for one in inputs if one.requires_grad), None)
-        count = inputs[0].numel() if inputs else 0
-        self._entered.append((call, count, None if taking is None else (taking.shape, edge_of(taking))))
-        if inputs:
-            call.in_rms = rms(inputs[0])
+        self._entered.append(call)
+        for tensor in inputs[:1]:
+            call.in_rms, call.in_numel = rms(tensor), tensor.numel()
             if _has_matrix(module):
-                self._tape.follow(inputs[0], count, last=True)
+                self._tape.follow(tensor, call.in_numel, last=True)
+        edges = [(tensor.shape, edge_of(tensor)) for tensor in inputs if tensor.requires_grad]
+        call.taking, call.entries = (edges[0] if edges else None), {edge[0] for _, edge in edges}
 
     def _leave(self, module: nn.Module, outputs: list[torch.Tensor]) -> None:
-        call, count, taking = self._entered.pop()
+        call = self._entered.pop()
         self._tape.calls.append(call)
         if not outputs:
             return
         out = outputs[0]
-        call.out_rms, call.end_numel = rms(out), out.numel()
-        before = () if _has_matrix(module) else self._tape.follow(out, count, last=False, normalised=_is_norm(module))
+        call.out = self._tape.place(out)
+        before = (
+            ()
+            if _has_matrix(module)
+            else self._tape.follow(out, call.in_numel, last=False, normalised=_is_norm(module))
+        )
         if out.requires_grad:
-            self._tape.watch(out, _keeps(call, "out_grad"))
             self._tape.chains[out.grad_fn] = (*before, call)
-            if taking is not None:
-                self._read_incoming(call, outputs, *taking)
+            if call.taking is not None:
+                self._read_incoming(call, outputs, *call.taking)
 
     def _read_incoming(self, call: _Call, outputs: list[torch.Tensor], shape: torch.Size, edge: Edge) -> None:
         made = [one for one in outputs if one.grad_fn is not None]
-        nodes = uses(made, edge)
+        nodes = uses(made, edge, call.entries)
         if nodes is None:
             self._unmeasured[self._layer] = "its part of the autograd graph is too large to walk"
             return
@@ -251,9 +272,9 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _keeps(call: _Call, name: str) -> Callable[[torch.Tensor], None]:
+def _keeps(place: _Place) -> Callable[[torch.Tensor], None]:
     def hook(gradient: torch.Tensor) -> None:
-        setattr(call, name, l2(gradient))
+        place.grad = l2(gradient)
 
     return hook
 
@@ -273,13 +294,13 @@ def _ratio(above: float, below: float) -> float:
 
 _QUANTITIES: dict[str, Callable[[_Call], float]] = {
     "in_rms": lambda call: call.in_rms,
-    "out_rms": lambda call: call.out_rms,
+    "out_rms": lambda call: call.out.rms,
     "grad_in_norm": lambda call: call.in_grad,
-    "grad_out_norm": lambda call: call.out_grad,
-    "forward_gain": lambda call: _ratio(call.out_rms, call.in_rms),
-    "backward_gain": lambda call: _ratio(call.in_grad, call.out_grad),
-    "forward_gain_with_activation": lambda call: _ratio(call.end_rms, call.in_rms),
-    "backward_gain_with_activation": lambda call: _ratio(call.in_grad, call.end_grad),
+    "grad_out_norm": lambda call: call.out.grad,
+    "forward_gain": lambda call: _ratio(call.out.rms, call.in_rms),
+    "backward_gain": lambda call: _ratio(call.in_grad, call.out.grad),
+    "forward_gain_with_activation": lambda call: _ratio(call.end.rms, call.in_rms) if call.end else NAN,
+    "backward_gain_with_activation": lambda call: _ratio(call.in_grad, call.end.grad) if call.end else NAN,
     "normalised": lambda call: float(call.normalised),
 }
 

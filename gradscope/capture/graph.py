@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -28,18 +28,19 @@ def edge_of(tensor: torch.Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
-def uses(made: Sequence[torch.Tensor], edge: Edge) -> list[tuple[Node, list[int]]] | None:
+def uses(made: Sequence[torch.Tensor], edge: Edge, entries: Container[Node]) -> list[tuple[Node, list[int]]] | None:
     """The nodes between `edge` and the tensors `made` that read it, each with the places among its inputs.
 
     What flows through those places back into `edge`, added up, is the gradient with respect to the tensor at `edge`
-    that comes through `made`: paths that go around them have no part in it. None: the graph is too large to walk.
+    that comes through `made` alone: paths that go around them have no part in it, nor has what lies before `entries`,
+    the nodes at which the walk ends. None: the graph is too large to walk.
     """
     found: list[tuple[Node, list[int]]] = []
     pending: list[Node] = [tensor.grad_fn for tensor in made]
     seen: set[Node] = set(pending)
     while pending:
         node = pending.pop()
-        if node is None or node is edge[0]:
+        if node is None or node in entries:
             continue
         before = node.next_functions
         if places := [i for i, following in enumerate(before) if following == edge]:

@@ -135,29 +135,35 @@ def _set_rates(workload: Workload, planned: Sequence[Group], factor: float) -> N
             group["lr"] = rate
 
 
-def worst_batch(
+def sweep(
     workload: Workload, snapshot: Snapshot, indexes: Sequence[int], *, deadline: float | None = None
-) -> int | None:
-    """The step among `indexes` whose batch has the largest loss for the model at `snapshot`, without training on it.
+) -> dict[int, float]:
+    """The loss at each step's batch for the model at `snapshot`, without training: infinite where it is not a number.
 
-    A nonfinite loss is the worst. Batches out of reach are passed over; None where none was seen before `deadline`. The
-    model stays in its mode; the workload is left at `snapshot`.
+    Batches out of reach are left out, and those that `deadline` left no time for. The model stays in its mode; the
+    workload is left at `snapshot`.
     """
     snapshot.restore()
-    worst: tuple[float, int] | None = None
+    losses: dict[int, float] = {}
     try:
         for index in indexes:
             if deadline is not None and time.monotonic() > deadline:
                 break
             if workload.batches.reach(index * workload.plan.accumulate):
-                loss = _loss(workload, index)
-                if worst is None or loss > worst[0]:
-                    worst = loss, index
+                losses[index] = _loss(workload, index)
     except (DataEndedError, UserCodeError):
-        pass
+        return losses
     finally:
         snapshot.restore()
-    return worst[1] if worst else None
+    return losses
+
+
+def worst_batch(
+    workload: Workload, snapshot: Snapshot, indexes: Sequence[int], *, deadline: float | None = None
+) -> int | None:
+    """The step whose batch has the largest loss in a `sweep`, the first of several; None where none was seen."""
+    losses = sweep(workload, snapshot, indexes, deadline=deadline)
+    return max(losses, key=lambda index: losses[index]) if losses else None
 
 
 def _loss(workload: Workload, index: int) -> float:

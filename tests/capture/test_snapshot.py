@@ -30,6 +30,13 @@ def losses(work: Workload, steps: range, tmp_path: Any) -> list[float]:
         return [step_once(work, i, recorder) for i in steps]
 
 
+def fresh(make: Make) -> Workload:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    return make()
+
+
 def warm(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 20))
 
@@ -125,9 +132,9 @@ MAKERS = [adam_and_batch_norm, recurrent, lbfgs, half, parametrized, stateful_ob
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_rehearsed_training_goes_on_as_if_never_rehearsed(make: Make, tmp_path: Any) -> None:
-    plain = make()
+    plain = fresh(make)
     before = [losses(plain, range(5), tmp_path), losses(plain, range(5, 12), tmp_path)]
-    tried = make()
+    tried = fresh(make)
     first = losses(tried, range(5), tmp_path)
     snapshot = take(tried)
     for start in (50, 70):
@@ -138,8 +145,8 @@ def test_a_rehearsed_training_goes_on_as_if_never_rehearsed(make: Make, tmp_path
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_test_above_can_fail(make: Make, tmp_path: Any) -> None:
-    plain, tried = make(), make()
-    before = losses(plain, range(12), tmp_path)[5:]
+    before = losses(fresh(make), range(12), tmp_path)[5:]
+    tried = fresh(make)
     losses(tried, range(5), tmp_path)
     losses(tried, range(50, 56), tmp_path)
     assert losses(tried, range(5, 12), tmp_path) != before
@@ -240,12 +247,23 @@ def test_what_cannot_be_wound_back_is_named(held: Any, part: str) -> None:
     assert part.startswith(caught.value.part)
 
 
-def test_memory_that_changed_its_kind_is_named() -> None:
+def test_another_dtype_is_undone() -> None:
     work = workload()
     snapshot = take(work)
     work.model.double()
-    with pytest.raises(CannotSnapshotError, match=r"model\.fc1\.weight cannot be put back"):
-        snapshot.restore()
+    snapshot.restore()
+    assert {parameter.dtype for parameter in work.model.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_put_back_is_named() -> None:
+    class Sealed(dict[str, int]):
+        def clear(self) -> None:
+            raise RuntimeError("sealed")
+
+    work = workload()
+    work.model.cache = Sealed(a=1)  # type: ignore[assignment]
+    with pytest.raises(CannotSnapshotError, match=r"model\.cache cannot be put back: sealed"):
+        take(work).restore()
 
 
 def test_overlapping_memory_is_noticed() -> None:
