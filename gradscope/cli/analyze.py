@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.options import FormatOption, OutputOption, TargetArgument, emit, fails, seconds, tell
+from gradscope.cli.options import FormatOption, OutputOption, TargetArgument, emit, fails, known_severity, seconds, tell
 from gradscope.cli.show import rendered
 from gradscope.cli.training import (
     AccumulateOption,
@@ -60,6 +60,7 @@ def analyze_command(
     from gradscope.analysis import analyze
     from gradscope.cli.live import Live
 
+    fail_on, budget_s = known_severity(fail_on), seconds(budget)
     with Live() as live:
         report = analyze(
             target,
@@ -67,7 +68,7 @@ def analyze_command(
             seed=0 if seed is None else seed,
             rehearse=not quick,
             verify=not quick,
-            budget=seconds(budget),
+            budget=budget_s,
             seeds=seeds,
             watcher=live,
             overrides=overrides(

@@ -69,15 +69,22 @@ def load(reference: str | None) -> Any:
     return load_run(find_run(reference))
 
 
-def fails(report: Any, fail_on: str | None) -> bool:
-    """Whether a finding is at or above the severity.
+def known_severity(text: str | None) -> str | None:
+    """For `--fail-on`, before anything is run.
 
     Raises:
         UsageError: no such severity.
     """
-    if fail_on is None or fail_on == "none":
+    if text is None or text == "none":
+        return None
+    if text not in SEVERITIES:
+        raise UsageError(f"--fail-on {text!r}: write none, {', '.join(SEVERITIES)}")
+    return text
+
+
+def fails(report: Any, fail_on: str | None) -> bool:
+    """Whether a finding is at or above the severity."""
+    if fail_on is None:
         return False
-    if fail_on not in SEVERITIES:
-        raise UsageError(f"--fail-on {fail_on!r}: write none, {', '.join(SEVERITIES)}")
     least = SEVERITIES.index(fail_on)
     return any(SEVERITIES.index(finding.severity) >= least for finding in report.diagnosis.findings)

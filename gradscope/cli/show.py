@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradscope.cli.options import FormatOption, OutputOption, RunArgument, emit, fails, load, tell
+from gradscope.cli.options import FormatOption, OutputOption, RunArgument, emit, fails, known_severity, load, tell
 
 
 def show_command(
@@ -21,6 +21,7 @@ def show_command(
     """Show the report of a run: verdict, layers at risk, threshold, findings."""
     from gradscope.report.build import build_report
 
+    fail_on = known_severity(fail_on)
     report = build_report(load(run))
     emit(rendered(report, output_format, output), output)
     tell(f"from {report.run.path}\nas a page: gradscope report {report.run.id} --open")
