@@ -89,6 +89,7 @@ class StreamBatches:
         self._used: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._ahead_bytes = self._used_bytes = self._drawn_bytes = 0
         self._drawing_seconds = 0.0
+        self._ended = False
 
     def at(self, index: int) -> Any:
         """The batch of micro-step `index`, a copy that the model may change.
@@ -113,8 +114,8 @@ class StreamBatches:
         """Whether batch `index` is held, or drawing on to it stays within `HELD_BYTES` and `DRAWING_SECONDS`."""
         if index < self._drawn:
             return index in self._ahead or index in self._used
-        if self._drawn == 0:
-            return True
+        if self._ended or self._drawn == 0:
+            return not self._ended
         further = (index + 1 - self._drawn) / self._drawn
         held = self._ahead_bytes + further * self._drawn_bytes
         return held <= self._limit and further * self._drawing_seconds <= DRAWING_SECONDS
@@ -141,6 +142,7 @@ class StreamBatches:
                 return batch
         source = self._start(self._passes)
         if source is None:
+            self._ended = True
             raise DataEndedError(
                 f"the data ended after {self._drawn} batches and cannot begin again; make it a function that returns a "
                 "fresh iterator"

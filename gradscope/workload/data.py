@@ -163,7 +163,7 @@ Read = Callable[[Any, _Reading], tuple[Any, str]]
 
 
 def _loader(value: DataLoader[Any], reading: _Reading) -> tuple[Batches, str]:
-    size = value.batch_size or getattr(value.batch_sampler, "batch_size", None)
+    size = value.batch_size or getattr(value.batch_sampler or value.sampler, "batch_size", None)
     return loader_batches(value, reading.seed), f"DataLoader{f', batch {size}' if size else ''}"
 
 

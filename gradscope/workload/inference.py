@@ -39,7 +39,9 @@ def infer_loss(output: torch.Tensor, target: Any, inputs: Any) -> Inferred:
         return _without_target(output, inputs)
     if not isinstance(target, torch.Tensor):
         raise CannotInferError(f"the target is a {type(target).__name__}")
-    if not target.is_floating_point() and not target.is_complex():
+    if target.is_complex():
+        raise CannotInferError(f"the targets are {target.dtype}")
+    if not target.is_floating_point():
         return _whole_numbers(output, target, inputs)
     return _fractions(output, target)
 
@@ -127,7 +129,7 @@ def _binary_loss(output: torch.Tensor, why: str) -> Inferred:
 
 
 def _mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(output, target.reshape(output.shape))
+    return F.mse_loss(output, target.reshape(output.shape).to(output.dtype))
 
 
 def _next_token(output: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

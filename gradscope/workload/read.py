@@ -58,7 +58,7 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     plan, schedulers, lines = make_plan(base, optimizers.values, schedulers, where, told)
     pieces = (model_piece(model, found), _data_piece(data, given), training.piece, optimizers.piece, *lines)
     return Workload(
-        name=spec.path.stem,
+        name=spec.module.__name__.rpartition(".")[2],
         source=target,
         model=model,
         training_step=training.step,
@@ -92,7 +92,7 @@ def try_first_step(workload: Workload) -> float:
     problem = scalar_problem(loss)
     if problem:
         raise SpecError(f"{near.name}: the loss {problem}")
-    return float(loss)
+    return float(loss.detach())
 
 
 def _seed(source: Source, overrides: Overrides) -> int:

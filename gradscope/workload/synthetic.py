@@ -56,6 +56,8 @@ def with_targets(batches: SyntheticBatches, output: torch.Tensor, criterion: Any
     shape = tuple(output.shape)
 
     def answer(made: Any, generator: torch.Generator) -> Any:
+        if isinstance(made, dict):
+            return made | {"target": _made_target(kind, shape, generator)}
         inputs = made if isinstance(made, tuple) else (made,)
         return (*inputs, _made_target(kind, shape, generator))
 

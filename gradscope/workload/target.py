@@ -77,8 +77,8 @@ def find_source(target: str) -> Source:
         raise SpecError(
             f"{path}: its name hides Python's own module `{taken}`; rename it, for example to my_{path.name}"
         )
-    if name in sys.modules and name not in _read_before:
-        loaded = getattr(sys.modules[name], "__file__", None)
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if name in sys.modules and name not in _read_before and loaded != str(path):
         raise SpecError(f"{path}: a module `{name}` is already loaded ({loaded or 'built in'}); rename it")
     return Source(target, path, name, root, text, tree, chosen)
 
@@ -125,7 +125,12 @@ def _split(target: str) -> tuple[str, str | None]:
 
 
 def _is_path(place: str) -> bool:
-    return place.endswith(".py") or "/" in place or os.sep in place or Path(place).exists()
+    return (
+        place.endswith(".py")
+        or "/" in place
+        or os.sep in place
+        or (Path(place).exists() and not (Path(place) / "__init__.py").exists())
+    )
 
 
 def _file(place: str, target: str) -> tuple[Path, str, Path]:
@@ -136,7 +141,7 @@ def _file(place: str, target: str) -> tuple[Path, str, Path]:
         kind = "a folder" if path.is_dir() else "not a Python file"
         raise SpecError(f"{place}: {kind}; give the .py file that has the model")
     path = path.resolve()
-    parts, root = [path.stem], path.parent
+    parts, root = [path.stem] if path.stem != "__init__" else [], path.parent
     while (root / "__init__.py").exists() and root.name.isidentifier():
         parts, root = [root.name, *parts], root.parent
     if not path.stem.isidentifier():
