@@ -31,7 +31,12 @@ def load_run(path: str | Path) -> Run:
     probes, probes_torn = _read_stream(directory / tables.PROBES_FILE, tables.PROBES)
     notes = [note for note in (torn, probes_torn) if note]
     children = sorted((directory / tables.TRIALS_DIR).glob(f"*/{tables.HEADER_FILE}"))
-    trials = {child.parent.name: load_run(child.parent) for child in children}
+    trials = {}
+    for child in children:
+        try:
+            trials[child.parent.name] = load_run(child.parent)
+        except RunFormatError as error:
+            notes.append(f"a trial was left out: {error}")
     return _run(directory, header, steps, probes, trials, tuple(notes))
 
 
@@ -69,10 +74,11 @@ def _read_stream(path: Path, schema: pa.Schema) -> tuple[pa.Table, str | None]:
             if not found.equals(schema):
                 raise RunFormatError(f"{path}: its columns are not those that run.json tells of; record the run again")
             for batch in reader:
+                batch.validate(full=True)
                 batches.append(batch)
     except FileNotFoundError:
         raise RunFormatError(f"{path}: missing; the run directory is damaged") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         if not batches and path.stat().st_size > 64 and not _is_stream(path):
             raise RunFormatError(f"{path}: not an Arrow stream ({error})") from error
         whole = sum(batch.num_rows for batch in batches)
@@ -89,18 +95,18 @@ def _run(
     directory: Path, header: Header, steps: pa.Table, probes: pa.Table, trials: dict[str, Run], notes: tuple[str, ...]
 ) -> Run:
     def column(name: str) -> Any:
-        return steps[name].to_numpy()
+        return _numbers(steps[name])
 
     def matrix(name: str) -> Any:
-        flat = steps[name].combine_chunks().flatten() if steps.num_rows else pa.array([], pa.float32())
-        return flat.to_numpy().reshape(steps.num_rows, len(header.parameters))
+        parts = [chunk.flatten() for chunk in steps[name].chunks]
+        return _numbers(pa.chunked_array(parts, pa.float32())).reshape(steps.num_rows, len(header.parameters))
 
     table = ProbeTable(
-        probes["step"].to_numpy(),
+        _numbers(probes["step"]),
         np.asarray(probes["probe"].to_pylist(), dtype=object),
         np.asarray(probes["subject"].to_pylist(), dtype=object),
-        probes["index"].to_numpy(),
-        probes["value"].to_numpy(),
+        _numbers(probes["index"]),
+        _numbers(probes["value"]),
     )
     scalars = ("step", "elapsed_s", "loss", "global_norm", "loss_scale", "max_norm", "nonfinite", "micro_steps")
     return Run(
@@ -115,6 +121,12 @@ def _run(
         trials=trials,
         notes=notes,
     )
+
+
+def _numbers(column: pa.ChunkedArray) -> Any:
+    """A numeric column as an array. `to_numpy` would load pandas."""
+    parts = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.empty(0, column.type.to_pandas_dtype())
 
 
 def _lrs(rows: list[list[float]]) -> Any:
