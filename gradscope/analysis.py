@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,6 +218,7 @@ def _stages(session: _Session, name: str, planner: Planner, share: float) -> Non
     while True:
         run = load_run(session.directory)
         trials = [t for t in planner(run, session.allowed(share)) if t.name not in run.trials]
+        _note_left_out(session, name, planner(run, float("inf")), trials)
         if not trials:
             return
         steps = sum(len(trial.indexes) for trial in trials)
@@ -226,6 +227,19 @@ def _stages(session: _Session, name: str, planner: Planner, share: float) -> Non
         for trial in trials:
             session.watcher.stage(f"{name} {trial.name}", len(trial.indexes))
             _play(session, trial)
+
+
+def _note_left_out(session: _Session, name: str, wanted: Iterable[Trial], kept: Iterable[Trial]) -> None:
+    lengths = {trial.name: len(trial.indexes) for trial in kept}
+    left_out, shorter = [], []
+    for trial in wanted:
+        if trial.name not in lengths:
+            left_out.append(trial.name)
+        elif lengths[trial.name] < len(trial.indexes):
+            shorter.append(f"{trial.name} to {lengths[trial.name]} of {len(trial.indexes)} steps")
+    parts = [f"left out {', '.join(left_out)}"] * bool(left_out) + [f"shortened {', '.join(shorter)}"] * bool(shorter)
+    if parts:
+        session.note(f"{name}, for the budget: {'; '.join(parts)}. A larger --budget has room for them.")
 
 
 def _play(session: _Session, trial: Trial) -> None:
