@@ -1,0 +1,105 @@
+"""Scripts recorded unchanged pass the conformance suite: a loop of plain torch, and one of Accelerate."""
+
+from __future__ import annotations
+
+import runpy
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradscope.integrations.script import record_script
+from gradscope.runs.reader import load_run
+from tests.integrations import conformance
+from tests.integrations.conformance import Case, Outcome
+
+PLAIN = """
+import sys, torch
+from torch.nn.utils import clip_grad_norm_
+from tests.integrations import conformance
+case = next(case for case in conformance.CASES if case.name == sys.argv[1])
+model = conformance.make_model()
+optimizer = torch.optim.SGD(model.parameters(), lr=conformance.RATE, momentum=0.5)
+scaler = torch.amp.GradScaler("cpu", init_scale=case.init_scale or 1.0, enabled=case.init_scale is not None)
+losses = []
+try:
+    for i, batch in enumerate(conformance.make_data(case)):
+        conformance.check_raises(case, i)
+        loss = conformance.loss_of(model, batch, case)
+        losses.append(loss.item())
+        scaler.scale(loss).backward()
+        if (i + 1) % case.accumulate == 0:
+            if case.max_norm is not None:
+                scaler.unscale_(optimizer)
+                clip_grad_norm_(model.parameters(), case.max_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+finally:
+    torch.save({"losses": losses, "weights": model.state_dict()}, sys.argv[2])
+"""
+
+ACCELERATE = """
+import sys, torch
+from accelerate import Accelerator
+from tests.integrations import conformance
+case = next(case for case in conformance.CASES if case.name == sys.argv[1])
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=case.accumulate)
+model = conformance.make_model()
+optimizer = torch.optim.SGD(model.parameters(), lr=conformance.RATE, momentum=0.5)
+if case.init_scale is not None:
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=case.init_scale)
+model, optimizer = accelerator.prepare(model, optimizer)
+if case.init_scale is not None:  # what Accelerator(mixed_precision="fp16") sets where there is a GPU
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+losses = []
+try:
+    for i, batch in enumerate(conformance.make_data(case)):
+        conformance.check_raises(case, i)
+        with accelerator.accumulate(model):
+            loss = conformance.loss_of(model, batch, case)
+            losses.append(loss.item())
+            accelerator.backward(loss * case.accumulate)
+            if accelerator.sync_gradients and case.max_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), case.max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+finally:
+    torch.save({"losses": losses, "weights": model.state_dict()}, sys.argv[2])
+"""
+
+
+def train(text: str, case: Case, folder: Path, recorded: bool, capsys: pytest.CaptureFixture[str]) -> Outcome:
+    folder.mkdir()
+    script, saved = folder / "train.py", folder / "saved.pt"
+    script.write_text(text, encoding="utf-8")
+    runs = []
+    if recorded:
+        done = record_script([str(script), case.name, str(saved)], root=folder)
+        runs = [load_run(run) for run in done.runs]
+        assert done.exit_code == {None: 0, conformance.StopError: 1, KeyboardInterrupt: 130}[case.stops and case.stops[1]]
+        assert (case.stops is None) == ("the data stops here" not in capsys.readouterr().err)
+    else:
+        with suppress(conformance.StopError, KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [str(script), case.name, str(saved)])
+            runpy.run_path(str(script), run_name="__main__")
+    result = torch.load(saved, weights_only=True)
+    return Outcome(result["losses"], result["weights"], runs)
+
+
+@pytest.mark.parametrize("case", conformance.CASES, ids=lambda case: case.name)
+def test_a_plain_script(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conformance.check(lambda *given: train(PLAIN, *given, capsys), case, tmp_path)
+
+
+@pytest.mark.parametrize("case", conformance.CASES, ids=lambda case: case.name)
+def test_accelerate(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate")
+    conformance.check(lambda *given: train(ACCELERATE, *given, capsys), case, tmp_path)
+
+
+def test_the_suite_can_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = PLAIN.replace("loss = conformance.loss_of(model, batch, case)", "loss = 2 * conformance.loss_of(model, batch, case)")
+    with pytest.raises(AssertionError):
+        conformance.check(lambda *given: train(wrong, *given, capsys), conformance.PLAIN, tmp_path)
