@@ -17,19 +17,23 @@ from gradscope.cli.explain import explain_command
 from gradscope.cli.export import export_command
 from gradscope.cli.init import init_command
 from gradscope.cli.recommend import recommend_command
+from gradscope.cli.record import record_command
 from gradscope.cli.report import report_command
 from gradscope.cli.runs import runs_command
 from gradscope.cli.show import show_command
+from gradscope.cli.watch import watch_command
 from gradscope.errors import GradscopeError
 
 COMMANDS = {
     "analyze": analyze_command,
+    "record": record_command,
     "recommend": recommend_command,
     "report": report_command,
     "show": show_command,
     "runs": runs_command,
     "compare": compare_command,
     "export": export_command,
+    "watch": watch_command,
     "explain": explain_command,
     "check": check_command,
     "init": init_command,
