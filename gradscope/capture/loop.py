@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from gradscope.capture.clipping import clip_grad_norm_
+from gradscope.capture import blame
+from gradscope.capture.clipping import clip_recorded
 from gradscope.capture.probes import Probe
 from gradscope.capture.recorder import Reading, Recorder
 from gradscope.capture.scaling import autocast, scaler_of
@@ -75,15 +76,15 @@ def run_steps(
             break
         try:
             loss = _probed(workload, index, recorder, probes if index in probe_steps else (), max_norm)
+            seen = StepSeen(position, index, loss, recorder.global_norm, recorder.last)
+            if broke is None and not recorder.last_skipped and not math.isfinite(loss + seen.global_norm):
+                broke = at
+            if on_step:
+                on_step(seen)
         except DataEndedError as error:
             return Ending("finished", at, f"the data ended: {error}" if str(error) else "the data ended")
         except KeyboardInterrupt:
             return Ending("interrupted", at)
-        seen = StepSeen(position, index, loss, recorder.global_norm, recorder.last)
-        if broke is None and not recorder.last_skipped and not math.isfinite(loss + seen.global_norm):
-            broke = at
-        if on_step:
-            on_step(seen)
     return Ending("finished", recorder.step) if broke is None else Ending("nonfinite", broke)
 
 
@@ -118,9 +119,10 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
         for optimizer in workload.optimizers:
             if scaler:
                 scaler.unscale_(optimizer)
-        recorder.measure(max_norm=max_norm, loss_scale=scaler.get_scale() if scaler else None)
+        if scaler or max_norm is None:
+            recorder.measure(max_norm=max_norm, loss_scale=scaler.get_scale() if scaler else None)
         if max_norm is not None:
-            clip_grad_norm_(recorder.tensors, max_norm)
+            clip_recorded([recorder], list(recorder.tensors), max_norm)
         return total
 
     skipped = _update(workload, gradients, scaler)
@@ -208,5 +210,9 @@ def _rebuilt(batch: Any, moved: dict[Any, Any]) -> Any:
 
 
 def _user_error(error: Exception, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
-    path = str(recorder.directory) if recorder.writes else None
-    return UserCodeError(f"{workload.source}: step {index} raised {type(error).__name__}: {error}", run_path=path)
+    hints = [hint for hint in (blame.layer(error, workload.model), blame.place(error)) if hint]
+    where = f" in {', '.join(hints)}" if hints else ""
+    return UserCodeError(
+        f"{workload.source}: step {index} raised {type(error).__name__}{where}: {error}",
+        run_path=str(recorder.directory) if recorder.writes else None,
+    )

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 class RunWriter:
     """One run directory being written. Not to be used from two threads; a forked child never writes.
 
+    When the disk fails later on, what was written stays, nothing more is, and `close` says so in the header's notes.
+
     Raises:
-        OSError: the directory cannot be created or written.
+        OSError: the directory exists, or cannot be created or written.
     """
 
     def __init__(self, directory: Path, header: Header) -> None:
@@ -38,6 +40,7 @@ class RunWriter:
         self._pid = os.getpid()
         self._started = time.monotonic()
         self._count = 0
+        self._failure: str | None = None
         self._lock = threading.Lock()
         self._rows = _RowBuffer(len(header.parameters))
         self._probes: list[tuple[int, str, str, int, float]] = []
@@ -70,6 +73,8 @@ class RunWriter:
         micro_steps: int = 1,
     ) -> None:
         """Add the row of one optimizer step. `grad_norm` and `grad_max` have one entry a parameter (NaN: no gradient)."""
+        if os.getpid() != self._pid:
+            return
         elapsed = time.monotonic() - self._started
         scalars = (step, elapsed, loss, global_norm, loss_scale, max_norm, skipped, nonfinite, micro_steps)
         with self._lock:
@@ -87,6 +92,8 @@ class RunWriter:
         index: Sequence[int] | None = None,
     ) -> None:
         """Add one measurement a subject. `index` is the time step of an along-time probe, else 0."""
+        if os.getpid() != self._pid:
+            return
         places = index if index is not None else [0] * len(subjects)
         with self._lock:
             self._probes += [
@@ -106,8 +113,9 @@ class RunWriter:
 
     def flush(self) -> None:
         """Write every row added so far."""
-        with self._lock:
-            self._write_rows()
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._write_rows()
 
     @property
     def rows(self) -> int:
@@ -116,21 +124,23 @@ class RunWriter:
 
     def thin(self, every: int) -> None:
         """Keep only the rows whose step is a multiple of `every`. A reader sees the old file or the new one."""
-        with self._lock:
-            self._write_rows()
-            path = self.directory / tables.STEPS_FILE
-            scratch = path.with_suffix(".tmp")
-            self._files.append(pa.OSFile(str(scratch), "wb"))
-            thinned = pa.ipc.new_stream(self._files[-1], self._rows.schema)
-            self._count = 0
-            with pa.OSFile(str(path), "rb") as file:
-                for batch in pa.ipc.open_stream(file):
-                    kept = batch.take(np.flatnonzero(batch["step"].to_numpy() % every == 0))
-                    self._count += kept.num_rows
-                    thinned.write_batch(kept)
-            scratch.replace(path)
-            self._steps.close()
-            self._steps = thinned
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._write_rows()
+                self._guarded(lambda: self._rewrite(every))
+
+    def _rewrite(self, every: int) -> None:
+        path = self.directory / tables.STEPS_FILE
+        scratch = path.with_suffix(".tmp")
+        thinned, count = self._open(scratch.name, self._rows.schema), 0
+        with pa.OSFile(str(path), "rb") as file:
+            for batch in pa.ipc.open_stream(file):
+                kept = batch.take(np.flatnonzero(batch["step"].to_numpy() % every == 0))
+                thinned.write_batch(kept)
+                count += kept.num_rows
+        scratch.replace(path)
+        self._steps.close()
+        self._steps, self._count = thinned, count
 
     def close(self, ending: Ending | None = None, **changes: Any) -> None:
         """Write what is left and how the run ended, with further `changes` of the header. A second call does nothing."""
@@ -140,24 +150,33 @@ class RunWriter:
         self._flusher.join()
         self.flush()
         for stream in (self._steps, self._probe_stream, *self._files):
-            stream.close()
-        self.update_header(ending=ending or Ending("finished", self._count), **changes)
+            self._guarded(stream.close)
+        if self._failure:
+            changes["notes"] = (*self.header.notes, f"writing stopped early: {self._failure}")
+        self._guarded(lambda: self.update_header(ending=ending or Ending("finished", self._count), **changes))
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        """Keep a failing disk from failing the training."""
+        try:
+            write()
+        except OSError as error:
+            self._failure = self._failure or error.strerror or str(error)
 
     def _flush_often(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):
             self.flush()
 
     def _write_rows(self) -> None:
-        if os.getpid() != self._pid:
-            return
         if self._rows.count:
-            self._steps.write_batch(self._rows.take())
+            rows = self._rows.take()
+            if not self._failure:
+                self._guarded(lambda: self._steps.write_batch(rows))
         if self._probes:
-            columns = [
-                pa.array(c, t) for c, t in zip(zip(*self._probes, strict=True), tables.PROBES.types, strict=True)
-            ]
-            self._probe_stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=tables.PROBES))
+            columns = zip(zip(*self._probes, strict=True), tables.PROBES.types, strict=True)
+            batch = pa.RecordBatch.from_arrays([pa.array(c, t) for c, t in columns], schema=tables.PROBES)
             self._probes = []
+            if not self._failure:
+                self._guarded(lambda: self._probe_stream.write_batch(batch))
 
 
 class _RowBuffer:
@@ -202,11 +221,11 @@ class _RowBuffer:
 
 def _store(target: NDArray[np.float32], values: NDArray[Any]) -> None:
     """Copy as float32; a finite value beyond float32 stays finite, since infinite means a nonfinite gradient."""
-    if values.dtype == np.float32:
+    with np.errstate(over="ignore"):
         target[:] = values
-        return
-    finite = np.isfinite(values)
-    target[:] = np.where(finite, np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX), values)
+    beyond = np.isinf(target)
+    if beyond.any():
+        target[beyond & np.isfinite(values)] = _FLOAT32_MAX
 
 
 def write_header(directory: Path, header: Header) -> None:

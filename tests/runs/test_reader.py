@@ -1,0 +1,155 @@
+import contextlib
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradscope.errors import RunFormatError, RunNotFoundError
+from gradscope.runs import tables
+from gradscope.runs.reader import load_run, read_header
+from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
+from gradscope.runs.writer import RunWriter
+from tests.builders import make_header, make_run
+
+
+@pytest.fixture
+def directory(tmp_path):
+    writer = RunWriter(tmp_path / "run", make_header())
+    for step in range(5):
+        writer.append(step=step, loss=1.0, global_norm=1.0, grad_norm=np.ones(3), grad_max=np.ones(3))
+        writer.flush()
+    writer.probe(0, "forward_gain", ["fc1"], [1.0])
+    writer.close()
+    return writer.directory
+
+
+def test_every_torn_tail_is_read_up_to_its_last_whole_row(directory):
+    path = directory / tables.STEPS_FILE
+    whole = path.read_bytes()
+    seen = set()
+    for length in range(0, len(whole), 11):
+        path.write_bytes(whole[:length])
+        run = load_run(directory)
+        count = len(run.step)
+        assert run.step.tolist() == list(range(count))
+        if run.notes:
+            assert run.notes == (f"steps.arrow ends in a torn row: read up to row {count}",)
+        seen.add(count)
+    assert seen == {0, 1, 2, 3, 4, 5}
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_a_damaged_stream_is_read_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    run = make_run(folder, norms=[1.0, 2.0, 3.0], probes=[(0, "forward_gain", ["fc1"], [1.0])])
+    path = run.path / data.draw(st.sampled_from([tables.STEPS_FILE, tables.PROBES_FILE]))
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    with contextlib.suppress(RunFormatError):
+        assert len(load_run(run.path).step) <= 3
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=300))
+def test_a_foreign_file_is_refused_or_empty(tmp_path_factory, content):
+    run = make_run(tmp_path_factory.mktemp("foreign"), norms=[1.0])
+    (run.path / tables.STEPS_FILE).write_bytes(content)
+    with contextlib.suppress(RunFormatError):
+        assert len(load_run(run.path).step) == 0
+
+
+def test_a_stream_of_other_columns_is_refused(directory):
+    shutil.copy(directory / tables.PROBES_FILE, directory / tables.STEPS_FILE)
+    with pytest.raises(RunFormatError, match=r"steps\.arrow: its columns are not those that run\.json tells of"):
+        load_run(directory)
+
+
+def test_a_missing_table_is_said(directory):
+    (directory / tables.PROBES_FILE).unlink()
+    with pytest.raises(RunFormatError, match=r"probes\.arrow: missing"):
+        load_run(directory)
+
+
+def test_a_directory_that_is_not_there_or_not_a_run(tmp_path):
+    with pytest.raises(RunNotFoundError, match="no run directory"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(RunFormatError, match=r"not a gradscope run: it has no run\.json"):
+        load_run(tmp_path)
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(directory):
+    path = directory / tables.HEADER_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(RunFormatError, match=r"newer gradscope.*upgrade"):
+        load_run(directory)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"x"',
+        "{}",
+        '{"schema_version": "1"}',
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "parameters": 3}',
+    ],
+)
+def test_a_damaged_header_is_refused(directory, text):
+    (directory / tables.HEADER_FILE).write_text(text)
+    with pytest.raises(RunFormatError, match=r"run\.json: not a readable run header"):
+        read_header(directory)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("measured_at", "after lunch"),
+        ("name", 3),
+        ("parameters", [{"name": 1}]),
+        ("parameters", [[]]),
+        ("versions", 5),
+        ("ending", {"how": "exploded"}),
+        ("created", None),
+    ],
+)
+def test_a_header_with_wrong_values_is_refused(directory, field, value):
+    path = directory / tables.HEADER_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(RunFormatError):
+        read_header(directory)
+
+
+def test_a_header_survives_json_and_unknown_keys(directory):
+    header = make_header(trial=Trial("rehearsal", "x1", indexes=(1, 2)), optimizer=None, seed=3)
+    data = json.loads(json.dumps(to_json(header))) | {"from_the_future": 1}
+    assert from_json(Header, data) == header
+    whole = dataclasses.replace(header, optimizer=Optimizer("SGD", (), {"momentum": 0.9}))
+    assert from_json(Header, json.loads(json.dumps(to_json(whole)))) == whole
+
+
+def test_a_number_without_a_fraction_is_still_a_float(directory):
+    path = directory / tables.HEADER_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overhead_s": 2}))
+    assert isinstance(read_header(directory).overhead_s, float)
+
+
+def test_a_damaged_trial_is_left_out_and_said(tmp_path):
+    trial = (Trial("rehearsal", "x1"), [1.0], [1.0])
+    run = make_run(tmp_path, norms=[1.0], trials={"x1": trial})
+    assert list(run.trials) == ["x1"]
+    (run.trials["x1"].path / tables.STEPS_FILE).unlink()
+    again = load_run(run.path)
+    assert again.trials == {}
+    assert again.notes[0].startswith("a trial was left out: ")
