@@ -1,6 +1,6 @@
 """The corpus: small trainings whose outcome is measured, by family, healthy and tricky-healthy ones among them.
 
-Every case is a spec: `load(name)` gives model, data, training_step, optimizer, scheduler, total_steps. A name fixes everything.
+Every case is a spec: `load(name)` gives model, data, training_step, optimizer, scheduler, total_steps; a name fixes all.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def cosine(steps: int) -> Schedule:
 
 def one_cycle(peak: int, steps: int) -> Schedule:
     """Up to the peak, then down to zero."""
-    return lambda step: (step + 1) / peak if step < peak else 0.5 * (1 + math.cos(math.pi * (step - peak) / (steps - peak)))
+    return lambda step: (
+        (step + 1) / peak if step < peak else 0.5 * (1 + math.cos(math.pi * (step - peak) / (steps - peak)))
+    )
 
 
 def jump(at: int, factor: float) -> Schedule:
@@ -125,7 +127,19 @@ def negative(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def cases() -> Iterator[Case]:
     """Every case of the corpus."""
-    for family in (_plain, _residual, _conv, _recurrent, _series, _transformer, _autoencoder, _adapters, _planted, _tricky, _long):
+    for family in (
+        _plain,
+        _residual,
+        _conv,
+        _recurrent,
+        _series,
+        _transformer,
+        _autoencoder,
+        _adapters,
+        _planted,
+        _tricky,
+        _long,
+    ):
         yield from family()
 
 
@@ -142,6 +156,9 @@ def _plain() -> Iterator[Case]:
     ):
         name = f"plain/{depth}-{act.__name__}-{gain}-{optimizer}{lr}"
         yield Case(name, "plain", partial(pieces.mlp, depth, act, gain), pieces.images(), ce, lr, optimizer)
+    late = partial(pieces.mlp, 4, nn.GELU)
+    yield Case("plain/4-GELU-warm", "plain", late, pieces.images(), ce, 3.0, "sgd", warm_up(290))
+    yield Case("plain/4-GELU-jump", "plain", late, pieces.images(), ce, 0.1, "momentum", jump(150, 20.0))
 
 
 def _residual() -> Iterator[Case]:
@@ -155,7 +172,13 @@ def _residual() -> Iterator[Case]:
         (12, False, 0.5, 1.0, ("cycle", 200)),
     ):
         name = f"residual/{depth}-{'norm' if norm else 'bare'}-{gain}-{lr}-{schedule and schedule[0]}"
-        made = None if schedule is None else warm_up(schedule[1]) if schedule[0] == "warm" else one_cycle(schedule[1], SHORT)
+        made = (
+            None
+            if schedule is None
+            else warm_up(schedule[1])
+            if schedule[0] == "warm"
+            else one_cycle(schedule[1], SHORT)
+        )
         build = partial(pieces.residual_mlp, depth, norm, gain)
         yield Case(name, "residual", build, pieces.images(), ce, lr, "momentum", made)
 
@@ -169,6 +192,7 @@ def _conv() -> Iterator[Case]:
         (6, None, 1.5, 0.02, "sgd", None),
         (6, None, 2.5, 0.01, "sgd", None),
         (4, nn.BatchNorm2d, 3.0, 1.0, "sgd", None),
+        (4, None, 1.0, 0.5, "momentum", warm_up(280)),
     ):
         name = f"conv/{depth}-{norm.__name__ if norm else 'bare'}-{gain}-{optimizer}{lr}"
         build = partial(pieces.conv, depth, norm, gain)
@@ -184,6 +208,7 @@ def _recurrent() -> Iterator[Case]:
         (nn.RNN, 1.1, 0.1, "sgd", {"nonlinearity": "relu"}, None),
         (nn.RNN, 1.5, 0.1, "sgd", {"nonlinearity": "relu"}, None),
         (nn.RNN, 0.9, 3e-3, "adam", {"nonlinearity": "relu"}, None),
+        (nn.RNN, 0.9, 2.0, "momentum", {"nonlinearity": "relu"}, warm_up(290)),
         (nn.RNN, 2.0, 1e-3, "adam", {}, None),
     ):
         act = settings.get("nonlinearity", "tanh")
@@ -193,6 +218,8 @@ def _recurrent() -> Iterator[Case]:
 
 
 def _series() -> Iterator[Case]:
+    late = partial(pieces.Forecaster, nn.RNN, nonlinearity="relu")
+    yield Case("series/RNN-warm", "series", late, pieces.next_return(), mse, 0.5, "momentum", warm_up(280))
     for cell, lr, optimizer, scale, settings in (
         (nn.LSTM, 0.1, "momentum", 1.0, {}),
         (nn.GRU, 1e-2, "adam", 1.0, {}),
@@ -228,9 +255,12 @@ def _autoencoder() -> Iterator[Case]:
         (nn.ReLU, 3.0, 0.05, "sgd", None),
         (nn.GELU, 2.0, 1.0, "momentum", warm_up(250)),
         (nn.Identity, 2.0, 0.3, "sgd", None),
+        (nn.ELU, 1.0, 20.0, "sgd", warm_up(280)),
     ):
         name = f"autoencoder/{act.__name__}-{gain}-{optimizer}{lr}"
-        yield Case(name, "autoencoder", partial(pieces.autoencoder, act, gain), pieces.itself(), mse, lr, optimizer, schedule)
+        yield Case(
+            name, "autoencoder", partial(pieces.autoencoder, act, gain), pieces.itself(), mse, lr, optimizer, schedule
+        )
 
 
 def _adapters() -> Iterator[Case]:
@@ -242,7 +272,9 @@ def _adapters() -> Iterator[Case]:
         (6, 32.0, 0.1, "momentum", None),
     ):
         name = f"adapters/{depth}-{scale:g}-{optimizer}{lr}"
-        yield Case(name, "adapters", partial(pieces.adapted, depth, scale), pieces.images(), ce, lr, optimizer, schedule)
+        yield Case(
+            name, "adapters", partial(pieces.adapted, depth, scale), pieces.images(), ce, lr, optimizer, schedule
+        )
 
 
 def _planted() -> Iterator[Case]:
@@ -255,7 +287,15 @@ def _planted() -> Iterator[Case]:
         ("tanh-5lr100", tanh, pieces.images(), "fc5", 1.0, 100.0, 0.02),
         ("relu-3lr50", relu, pieces.images(), "fc3", 1.0, 50.0, 0.02),
         ("conv-2x10", partial(pieces.conv, 5, None), pieces.images(square=True), "conv2", 10.0, 1.0, 0.01),
-        ("conv-3x10-norm", partial(pieces.conv, 5, nn.BatchNorm2d), pieces.images(square=True), "conv3", 10.0, 1.0, 0.05),
+        (
+            "conv-3x10-norm",
+            partial(pieces.conv, 5, nn.BatchNorm2d),
+            pieces.images(square=True),
+            "conv3",
+            10.0,
+            1.0,
+            0.05,
+        ),
         ("norm-2x10", partial(pieces.mlp, 6, nn.ReLU, norm=True), pieces.images(), "fc2", 10.0, 1.0, 0.05),
     ):
         yield Case(f"planted/{name}", "planted", model, data, ce, lr, culprit=culprit, factor=factor, group_lr=group_lr)
@@ -266,8 +306,12 @@ def _tricky() -> Iterator[Case]:
     net = partial(pieces.mlp, 4, nn.ReLU)
     yield Case("tricky/sum", "tricky", net, pieces.images(64), summed, 1e-3)
     yield Case("tricky/huge-scale", "tricky", net, pieces.images(), lambda o, t: 1e6 * F.cross_entropy(o, t), 5e-8)
-    yield Case("tricky/tiny-scale", "tricky", net, pieces.images(), lambda o, t: 1e-6 * F.cross_entropy(o, t), 1e-3, "adam")
-    yield Case("tricky/negative", "tricky", partial(pieces.autoencoder, nn.ReLU), pieces.itself(), negative, 1e-3, "adam")
+    yield Case(
+        "tricky/tiny-scale", "tricky", net, pieces.images(), lambda o, t: 1e-6 * F.cross_entropy(o, t), 1e-3, "adam"
+    )
+    yield Case(
+        "tricky/negative", "tricky", partial(pieces.autoencoder, nn.ReLU), pieces.itself(), negative, 1e-3, "adam"
+    )
     yield Case("tricky/batch-2", "tricky", net, pieces.images(2), ce, 0.01)
     yield Case("tricky/rate-jumps", "tricky", net, pieces.images(), ce, 0.01, schedule=jump(100, 5.0))
     yield Case("tricky/never-learns", "tricky", net, pieces.images(), ce, 1e-7)
@@ -282,12 +326,26 @@ def _scaled(factor: float) -> pieces.Batches:
 def _long() -> Iterator[Case]:
     """Horizons far beyond what is rehearsed in full."""
     for name, model, data, lr, optimizer, warm in (
-        ("transformer-late", partial(pieces.Transformer, 4, norm_first=True, last_norm=False), pieces.characters(), 1.0, "momentum", 900),
+        (
+            "transformer-late",
+            partial(pieces.Transformer, 4, norm_first=True, last_norm=False),
+            pieces.characters(),
+            1.0,
+            "momentum",
+            900,
+        ),
         ("transformer-fine", partial(pieces.Transformer, 3, norm_first=True), pieces.characters(), 1e-3, "adamw", 200),
         ("residual-late", partial(pieces.residual_mlp, 8, False), pieces.images(), 0.4, "momentum", 1200),
         ("residual-fine", partial(pieces.residual_mlp, 8, True), pieces.images(), 0.1, "momentum", 300),
         ("conv-late", partial(pieces.conv, 4, None), pieces.images(square=True), 1.5, "sgd", 1400),
-        ("relu-rnn", partial(pieces.CharacterRecurrent, nn.RNN, 1.0, nonlinearity="relu"), pieces.characters(), 0.2, "sgd", 1000),
+        (
+            "relu-rnn",
+            partial(pieces.CharacterRecurrent, nn.RNN, 1.0, nonlinearity="relu"),
+            pieces.characters(),
+            0.2,
+            "sgd",
+            1000,
+        ),
         ("lstm-fine", partial(pieces.CharacterRecurrent, nn.LSTM), pieces.characters(), 1.0, "sgd", 300),
     ):
         yield Case(f"long/{name}", "long", model, data, ce, lr, optimizer, warm_up(warm), LONG)

@@ -7,6 +7,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -165,12 +166,20 @@ class Forecaster(nn.Module):
 class Transformer(nn.Module):
     """A causal character transformer; `last_norm` is the layer norm before the head."""
 
-    def __init__(self, depth: int, *, norm_first: bool, last_norm: bool = True, width: int = 32, length: int = 24) -> None:
+    def __init__(
+        self, depth: int, *, norm_first: bool, last_norm: bool = True, width: int = 32, length: int = 24
+    ) -> None:
         super().__init__()
         size = text()[1]
         self.embed = nn.Embedding(size, width)
         self.place = nn.Parameter(torch.randn(length, width) * 0.02)
-        block = dict(nhead=2, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=norm_first)
+        block = {
+            "nhead": 2,
+            "dim_feedforward": 2 * width,
+            "dropout": 0.0,
+            "batch_first": True,
+            "norm_first": norm_first,
+        }
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(width) if last_norm else nn.Identity()
         self.head = nn.Linear(width, size)
@@ -183,10 +192,12 @@ class Transformer(nn.Module):
         return self.head(self.norm(hidden)).transpose(1, 2)
 
 
-def autoencoder(act: type[nn.Module], gain: float = 1.0, widths: tuple[int, ...] = (64, 40, 16, 40, 64)) -> nn.Sequential:
+def autoencoder(
+    act: type[nn.Module], gain: float = 1.0, widths: tuple[int, ...] = (64, 40, 16, 40, 64)
+) -> nn.Sequential:
     """Dense layers down to a bottleneck and up again."""
     model = nn.Sequential()
-    for place, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for place, (inputs, outputs) in enumerate(pairwise(widths)):
         layer = nn.Linear(inputs, outputs)
         with torch.no_grad():
             layer.weight.mul_(gain)
