@@ -12,12 +12,11 @@ from gradscope.errors import GradscopeError, UserCodeError
 from gradscope.workload.model import DataEndedError
 
 T = TypeVar("T")
-_OURS = Path(__file__).resolve().parents[1]
+_NOT_THEIRS = (Path(__file__).resolve().parents[1], Path(inspect.__file__).parent)
+"""gradscope itself and Python's own library."""
 
 
-def call_user(
-    function: Callable[[], T], what: str, near: Path | None = None, keep: tuple[type[BaseException], ...] = ()
-) -> T:
+def call_user(function: Callable[[], T], what: str, near: Path, keep: tuple[type[BaseException], ...] = ()) -> T:
     """`function()`; whatever it raises becomes a UserCodeError that names the line in the user's file.
 
     `what` begins the message ("importing model.py"). `near` is the spec file: the line named is the last one in its
@@ -38,18 +37,18 @@ def call_user(
         raise UserCodeError(f"{what} raised {type(error).__name__}{_at(error, near)}: {error}") from error
 
 
-def _at(error: BaseException, near: Path | None) -> str:
+def _at(error: BaseException, near: Path) -> str:
     line = user_line(error, near)
     return f" at {line}" if line else ""
 
 
-def user_line(error: BaseException, near: Path | None = None) -> str | None:
+def user_line(error: BaseException, near: Path) -> str | None:
     """`model.py:17`: the innermost line of the traceback in the user's own code, nearest to the spec file."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    theirs = [f for f in frames if "site-packages" not in f.filename and _OURS not in Path(f.filename).parents]
-    if near is not None:
-        beside = [f for f in theirs if near.parent in Path(f.filename).parents]
-        theirs = beside or theirs
+    theirs = [
+        f for f in frames if "site-packages" not in f.filename and not {*_NOT_THEIRS} & {*Path(f.filename).parents}
+    ]
+    theirs = [f for f in theirs if near.resolve().parent in Path(f.filename).parents] or theirs
     return f"{Path(theirs[-1].filename).name}:{theirs[-1].lineno}" if theirs else None
 
 

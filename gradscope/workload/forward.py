@@ -86,14 +86,13 @@ def on_a_copy(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
 
 
 def _with_buffers_kept(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         return use(model)
     finally:
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in kept:
-                    buffer.copy_(kept[name])
+            for buffer, before in kept:
+                buffer.copy_(before)
 
 
 def forward_error(near: Path, batch: Any, error: Exception) -> UserCodeError:

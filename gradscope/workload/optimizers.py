@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from gradscope.errors import SpecError
 from gradscope.runs.schema import Piece
-from gradscope.workload.calls import call_user, required, title
+from gradscope.workload.calls import call_user, positional, required, title
 from gradscope.workload.models import is_lightning
 from gradscope.workload.target import Spec
 
@@ -92,10 +91,7 @@ def _first_argument(function: Any) -> str | None:
     needed = required(function)
     if needed:
         return needed[0].name
-    try:
-        names = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return "params"
+    names = [p.name for p in positional(function)]
     return names[0] if names and names[0] in (*_PARAMETERS, "model", "net", "module") else None
 
 

@@ -50,12 +50,13 @@ def test_a_loader_without_a_generator_follows_the_seed_alone() -> None:
     assert taken(again, range(9)) == first
     assert torch.equal(torch.get_rng_state(), before)
     assert taken(loader_batches(loader, 4), range(9)) != first
-    assert sorted(sum(first[:4], [])) == ROWS.tolist()
+    assert sorted(row for batch in first[:4] for row in batch) == ROWS.tolist()
 
 
 def test_the_data_is_not_read_to_know_the_order() -> None:
     class Watched(Dataset[Any]):
-        read: list[int] = []
+        def __init__(self) -> None:
+            self.read: list[int] = []
 
         def __len__(self) -> int:
             return 1000
@@ -64,9 +65,9 @@ def test_the_data_is_not_read_to_know_the_order() -> None:
             self.read.append(i)
             return torch.tensor([float(i)])
 
-    batches = loader_batches(DataLoader(Watched(), batch_size=10, shuffle=True), 0)
-    batches.at(950)
-    assert len(Watched.read) == 10
+    watched = Watched()
+    loader_batches(DataLoader(watched, batch_size=10, shuffle=True), 0).at(950)
+    assert len(watched.read) == 10
 
 
 def test_random_augmentation_is_the_same_whenever_a_batch_is_asked_for() -> None:
@@ -203,7 +204,7 @@ def test_what_a_stream_holds_is_bounded_and_never_at_the_cost_of_what_training_h
 
 
 def test_containers_are_copied_as_they_are_and_weighed() -> None:
-    Pair = namedtuple("Pair", "x y")  # noqa: PYI024  # as a collate function would make it
+    Pair = namedtuple("Pair", "x y")  # as a collate function would make it
     batch = {"a": Pair(torch.ones(2), [np.ones(3)]), "b": ("text", 3)}
     again = copied(batch)
     assert type(again["a"]) is Pair

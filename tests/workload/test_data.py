@@ -37,7 +37,10 @@ def data_piece(workload: Any) -> tuple[str, str, str]:
         ),
         ("data = DataLoader(TensorDataset(X, Y), batch_size=7)\n", "DataLoader, batch 7"),
         (
-            "data = DataLoader(TensorDataset(X, Y), batch_size=None, sampler=torch.utils.data.BatchSampler(range(70), 7, False))\n",
+            (
+                "data = DataLoader(TensorDataset(X, Y), batch_size=None, "
+                "sampler=torch.utils.data.BatchSampler(range(70), 7, False))\n"
+            ),
             "DataLoader, batch 7",
         ),
         ("data = [(X, Y), (X, Y)]\n", "list of 2 batches"),
@@ -52,11 +55,22 @@ def data_piece(workload: Any) -> tuple[str, str, str]:
             "S (Dataset), batch 32",
         ),
         (
-            "class D(Dataset):\n    def __len__(self): return 70\n    def __getitem__(self, i): return X[i], Y[i]\ndata = D\n",
+            (
+                "class D(Dataset):\n"
+                "    def __len__(self): return 70\n"
+                "    def __getitem__(self, i): return X[i], Y[i]\n"
+                "data = D\n"
+            ),
             "D (Dataset), 70 rows, shuffled, batch 32",
         ),
         (
-            "class M:\n    def setup(self, stage): assert stage == 'fit'\n    def prepare_data(self): pass\n    def train_dataloader(self): return DataLoader(TensorDataset(X, Y), batch_size=5)\ndatamodule = M()\n",
+            (
+                "class M:\n"
+                "    def setup(self, stage): assert stage == 'fit'\n"
+                "    def prepare_data(self): pass\n"
+                "    def train_dataloader(self): return DataLoader(TensorDataset(X, Y), batch_size=5)\n"
+                "datamodule = M()\n"
+            ),
             "M, DataLoader, batch 5",
         ),
         ("class M:\n    def train_dataloader(self): return [(X, Y)]\ndatamodule = M\n", "M, list of 1 batches"),
@@ -68,7 +82,7 @@ def data_piece(workload: Any) -> tuple[str, str, str]:
 )
 def test_every_form_of_data(write: Write, body: str, detail: str) -> None:
     workload = read_workload(write(MODEL + PAIR + body))
-    value, source, told = data_piece(workload)
+    _, source, told = data_piece(workload)
     assert told == detail
     assert source.startswith("model.py:")
     seen = [workload.training_step(workload.model, workload.batches.at(i)) for i in range(5)]
@@ -77,9 +91,11 @@ def test_every_form_of_data(write: Write, body: str, detail: str) -> None:
 
 
 def test_a_function_is_called_once_for_its_first_pass(write: Write) -> None:
-    body = (
-        MODEL
-        + "calls = []\ndef data():\n    calls.append(1)\n    return iter([(torch.zeros(3, 4), torch.tensor([0, 1, 1]))] * 2)\n"
+    body = MODEL + (
+        "calls = []\n"
+        "def data():\n"
+        "    calls.append(1)\n"
+        "    return iter([(torch.zeros(3, 4), torch.tensor([0, 1, 1]))] * 2)\n"
     )
     workload = read_workload(write(body))
     import sys
@@ -107,12 +123,21 @@ def test_rows_are_shuffled_by_the_seed_and_whole_epochs_are_read(write: Write) -
 
 
 def test_uint8_images_become_fractions_and_whole_numbers_stay(write: Write) -> None:
-    body = "import numpy as np\nmodel = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))\ndata = (np.full((9, 2, 2), 255, 'uint8'), np.arange(9) % 3)\n"
+    body = (
+        "import numpy as np\n"
+        "model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))\n"
+        "data = (np.full((9, 2, 2), 255, 'uint8'), np.arange(9) % 3)\n"
+    )
     x, y = read_workload(write(body)).batches.at(0)
     assert x.dtype == torch.float32
     assert x.max() == 1
     assert y.dtype == torch.int64
-    body = "model = nn.Embedding(9, 3)\nimport numpy as np\ndata = (np.arange(9), np.arange(9) % 3 == 0)\nloss = lambda o, t: o.sum() * t.sum()\n"
+    body = (
+        "model = nn.Embedding(9, 3)\n"
+        "import numpy as np\n"
+        "data = (np.arange(9), np.arange(9) % 3 == 0)\n"
+        "loss = lambda o, t: o.sum() * t.sum()\n"
+    )
     x, y = read_workload(write(body)).batches.at(0)
     assert (x.dtype, y.dtype) == (torch.int64, torch.bool)
 
@@ -121,7 +146,13 @@ def test_a_dataset_gives_way_to_the_loader_that_reads_it(write: Write) -> None:
     body = (
         MODEL
         + PAIR
-        + "dataset = TensorDataset(X, Y)\ntrain_dataset = torch.utils.data.Subset(dataset, range(60))\ndata = X\nloader = DataLoader(train_dataset, batch_size=6)\ntrain_loader = loader\n"
+        + (
+            "dataset = TensorDataset(X, Y)\n"
+            "train_dataset = torch.utils.data.Subset(dataset, range(60))\n"
+            "data = X\n"
+            "loader = DataLoader(train_dataset, batch_size=6)\n"
+            "train_loader = loader\n"
+        )
     )
     assert data_piece(read_workload(write(body)))[0] == "train_loader"
 
@@ -158,6 +189,7 @@ def test_two_data_are_an_error_with_the_commands_that_choose(write: Write) -> No
             "import numpy as np\ndata = (np.array(['a', 'b']), np.zeros(2))\n",
             r"model\.py:8: holds <U1 values, not numbers",
         ),
+        ("data = print\n", r"model\.py:7: data\(\) returned None, not data"),
         ("def data(a): pass\n", r"model\.py:7: `data` needs arguments \(a\)"),
         ("def data(): pass\n", r"model\.py:7: data\(\) returned None, not data"),
         ("data = {'a': 3}\n", r"model\.py:7: `data` is a dict, which is no data"),
@@ -180,13 +212,24 @@ def test_no_usable_data(write: Write, body: str, message: str) -> None:
             "def data():\n    len(3)\n    yield 1\n",
             r"reading the first batch of `data` raised TypeError at model\.py:8",
         ),
+        ("data = iter\n", r"data\(\) \(model\.py:7\) raised TypeError: iter expected at least 1 argument"),
         ("def data():\n    return len(3)\n", r"data\(\) \(model\.py:7\) raised TypeError at model\.py:8"),
         (
-            "class D(Dataset):\n    def __len__(self): return 1 // 0\n    def __getitem__(self, i): return X\ndata = D()\n",
+            (
+                "class D(Dataset):\n"
+                "    def __len__(self): return 1 // 0\n"
+                "    def __getitem__(self, i): return X\n"
+                "data = D()\n"
+            ),
             r"len\(data\) \(model\.py:10\) raised ZeroDivisionError at model\.py:8",
         ),
         (
-            "class M:\n    def setup(self, stage): raise OSError('gone')\n    def train_dataloader(self): pass\ndatamodule = M()\n",
+            (
+                "class M:\n"
+                "    def setup(self, stage): raise OSError('gone')\n"
+                "    def train_dataloader(self): pass\n"
+                "datamodule = M()\n"
+            ),
             r"M\.setup\(\) raised OSError at model\.py:8: gone",
         ),
     ],
@@ -208,7 +251,7 @@ def files(tmp_path: Path) -> Path:
     np.savez(tmp_path / "three.npz", x=x, extra=x, y=y)
     np.savez(tmp_path / "unclear.npz", p=x, q=x, y=y)
     np.savez(tmp_path / "one.npz", p=x)
-    np.savez(tmp_path / "only_y.npz", y=y, **{})
+    np.savez(tmp_path / "only_y.npz", y=y)
     torch.save((torch.tensor(x).float(), torch.tensor(y)), tmp_path / "pair.pt")
     torch.save({"data": torch.tensor(x).float(), "labels": torch.tensor(y)}, tmp_path / "dict.pt")
     return tmp_path
@@ -328,13 +371,25 @@ def test_synthetic_data_is_said(write: Write, body: str, loss: str) -> None:
 
 
 def test_synthetic_tokens_stay_in_range_and_predict_the_next(write: Write) -> None:
-    body = "class LM(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.e = nn.Embedding(11, 11)\n    def forward(self, t): return self.e(t)\nexample_input = torch.tensor([[0, 10, 5]])\n"
+    body = (
+        "class LM(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.e = nn.Embedding(11, 11)\n"
+        "    def forward(self, t): return self.e(t)\n"
+        "example_input = torch.tensor([[0, 10, 5]])\n"
+    )
     workload = read_workload(write(body))
     assert workload.pieces[2].value == "next-token cross_entropy"
     assert workload.batches.at(5).dtype == torch.int64
     complex_ = read_workload(
         write(
-            "class C(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.w = nn.Parameter(torch.ones(4))\n    def forward(self, z): return z.abs() * self.w\nexample_input = torch.zeros(3, 4, dtype=torch.complex64)\n"
+            "class C(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.w = nn.Parameter(torch.ones(4))\n"
+            "    def forward(self, z): return z.abs() * self.w\n"
+            "example_input = torch.zeros(3, 4, dtype=torch.complex64)\n"
         )
     )
     assert complex_.batches.at(0)[0].dtype == torch.complex64

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,10 +118,7 @@ def test_nothing_fits(output: torch.Tensor, target: object, inputs: torch.Tensor
 def test_any_shapes_give_a_scalar_or_a_reason(out: list[int], goal: list[int], dtype: torch.dtype) -> None:
     output = torch.randn(out, requires_grad=True)
     target = torch.randint(2, goal).to(dtype)
-    try:
+    with contextlib.suppress(CannotInferError):
         loss = infer_loss(output, target, None).loss(output, target)
-    except CannotInferError as error:
-        assert str(error)
-    else:
         assert loss.ndim == 0
         assert loss.requires_grad

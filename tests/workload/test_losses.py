@@ -32,7 +32,14 @@ DATA = "data = [(torch.randn(8, 4), torch.arange(8) % 3)]\n"
         ("loss_fn = criterion = F.cross_entropy\n", "cross_entropy", "model.py:7"),
         ("loss = torch.tensor(3.0)\ndef loss_fn(output, target): return output.mean()\n", "loss_fn", "model.py:8"),
         (
-            "class LongLossName(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.part = nn.CrossEntropyLoss()\n    def forward(self, o, t): return self.part(o, t)\nloss = LongLossName()\n",
+            (
+                "class LongLossName(nn.Module):\n"
+                "    def __init__(self):\n"
+                "        super().__init__()\n"
+                "        self.part = nn.CrossEntropyLoss()\n"
+                "    def forward(self, o, t): return self.part(o, t)\n"
+                "loss = LongLossName()\n"
+            ),
             "LongLossName",
             "model.py:12",
         ),
@@ -86,10 +93,20 @@ def test_outputs_that_carry_a_loss_and_outputs_that_do_not(write: Write, returne
 
 
 def test_every_input_a_model_needs_is_given(write: Write) -> None:
-    two = "class Net(nn.Bilinear):\n    def forward(self, a, b): return super().forward(a, b)\nmodel = Net(4, 4, 3)\nX = torch.randn(8, 4)\n"
+    two = (
+        "class Net(nn.Bilinear):\n"
+        "    def forward(self, a, b): return super().forward(a, b)\n"
+        "model = Net(4, 4, 3)\n"
+        "X = torch.randn(8, 4)\n"
+    )
     workload = read_workload(write(two + "data = [(X, X, torch.arange(8) % 3)]\n"))
     assert workload.pieces[2].value == "cross_entropy"
-    whole = "class Net(nn.Linear):\n    def forward(self, a, y): return F.cross_entropy(super().forward(a), y)\nmodel = Net(4, 3)\nX = torch.randn(8, 4)\n"
+    whole = (
+        "class Net(nn.Linear):\n"
+        "    def forward(self, a, y): return F.cross_entropy(super().forward(a), y)\n"
+        "model = Net(4, 3)\n"
+        "X = torch.randn(8, 4)\n"
+    )
     workload = read_workload(write(whole + "data = [(X, torch.arange(8) % 3)]\n"))
     assert workload.pieces[2].value == "the model's scalar output"
     alone = read_workload(
@@ -126,7 +143,10 @@ def test_every_input_a_model_needs_is_given(write: Write) -> None:
         ),
         (
             "data = lambda: iter(['text'])\n",
-            r"model\.py:6: a batch is a str, which does not say what is input and what is target; write `def training_step",
+            (
+                r"model\.py:6: a batch is a str, which does not say what is input and what is target; write "
+                r"`def training_step"
+            ),
         ),
         ("data = [()]\n", r"a batch is a tuple, which"),
         (
@@ -145,7 +165,11 @@ def test_no_usable_loss(write: Write, body: str, message: str) -> None:
     [
         (
             MODEL + "data = [(torch.randn(8, 7), torch.arange(8))]\n",
-            r"model\.py: the model cannot take its first batch \(float32 \(8, 7\), int64 \(8,\)\): in layer `Linear` \(Linear\(in_features=4, out_features=3, bias=True\), given float32 \(8, 7\)\) RuntimeError: mat1",
+            (
+                r"model\.py: the model cannot take its first batch \(float32 \(8, 7\), int64 \(8,\)\): in "
+                r"layer `Linear` \(Linear\(in_features=4, out_features=3, bias=True\), given float32 \(8, "
+                r"7\)\) RuntimeError: mat1"
+            ),
         ),
         (
             "model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(5, 2)))\n" + DATA,
@@ -157,7 +181,10 @@ def test_no_usable_loss(write: Write, body: str, message: str) -> None:
         ),
         (
             MODEL + DATA + "def loss(o, t):\n    return o + t\n",
-            r"model\.py:7: `loss` raised RuntimeError at model\.py:8 for output float32 \(8, 3\) and target int64 \(8,\)",
+            (
+                r"model\.py:7: `loss` raised RuntimeError at model\.py:8 for output float32 \(8, 3\) and "
+                r"target int64 \(8,\)"
+            ),
         ),
         (
             MODEL + "data = [(torch.randn(8, 4), torch.randn(8, 3))]\nloss = F.nll_loss\n",
@@ -166,7 +193,10 @@ def test_no_usable_loss(write: Write, body: str, message: str) -> None:
         (
             MODEL
             + "data = [{'x': torch.randn(8, 4), 'label': torch.arange(8), 'a': [1], 'b': (1, 2, 3, 4, 5, 6, 7)}]\n",
-            r"cannot take its first batch \{x: float32 \(8, 4\), label: int64 \(8,\), a: \(int\), b: \(int, int, int, int, int, int, …\)\}: TypeError",
+            (
+                r"cannot take its first batch \{x: float32 \(8, 4\), label: int64 \(8,\), a: \(int\), b: "
+                r"\(int, int, int, int, int, int, …\)\}: TypeError"
+            ),
         ),
     ],
 )
@@ -197,7 +227,16 @@ def test_outputs_without_a_usable_loss(write: Write, returned: str, message: str
 
 def test_reading_leaves_the_model_and_the_random_state_alone(write: Write) -> None:
     body = (
-        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.fc, self.bn, self.calls = nn.Linear(4, 3), nn.BatchNorm1d(3), 0\n    def forward(self, x):\n        self.calls += 1\n        return F.dropout(self.bn(self.fc(x)))\nmodel = Net()\n"
+        (
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.fc, self.bn, self.calls = nn.Linear(4, 3), nn.BatchNorm1d(3), 0\n"
+            "    def forward(self, x):\n"
+            "        self.calls += 1\n"
+            "        return F.dropout(self.bn(self.fc(x)))\n"
+            "model = Net()\n"
+        )
         + DATA
         + "torch.manual_seed(5)\n"
     )
@@ -211,9 +250,14 @@ def test_reading_leaves_the_model_and_the_random_state_alone(write: Write) -> No
 
 def test_a_model_that_cannot_be_copied_is_tried_and_its_buffers_put_back(write: Write) -> None:
     body = (
-        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.fc, self.bn = nn.Linear(4, 3), nn.BatchNorm1d(3)\n    def forward(self, x): return self.bn(self.fc(x))\n    def __deepcopy__(self, memo): raise TypeError('no')\nmodel = Net()\n"
-        + DATA
-    )
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.bn = nn.Linear(4, 3), nn.BatchNorm1d(3)\n"
+        "    def forward(self, x): return self.bn(self.fc(x))\n"
+        "    def __deepcopy__(self, memo): raise TypeError('no')\n"
+        "model = Net()\n"
+    ) + DATA
     workload = read_workload(write(body))
     assert workload.model.bn.num_batches_tracked == 0
     assert workload.model.bn.running_mean.abs().sum() == 0
@@ -233,6 +277,15 @@ def test_a_model_that_cannot_be_copied_is_tried_and_its_buffers_put_back(write: 
 def test_trying_the_first_step(write: Write, body: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         try_first_step(read_workload(write(MODEL + DATA + body)))
+
+
+def test_synthetic_batches_have_a_target_only_where_one_is_needed(write: Write) -> None:
+    body = CARRIED.replace("RETURN", "logits.mean()") + "input_shape = (4,)\n"
+    workload = read_workload(write(body))
+    assert workload.pieces[2].value == "the model's scalar output"
+    assert workload.batches.at(0).shape == (32, 4)
+    with pytest.raises(SpecError, match="the loss cannot be inferred: the model returns NoneType"):
+        read_workload(write(CARRIED.replace("RETURN", "None") + "input_shape = (4,)\n"))
 
 
 def test_a_later_batch_of_another_form_says_so(write: Write) -> None:

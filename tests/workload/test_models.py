@@ -75,9 +75,8 @@ def test_two_classes_are_an_error(write: Write) -> None:
 
 
 def test_classes_that_use_each_other_are_all_named(write: Write) -> None:
-    body = (
-        NET.replace("pass", "")
-        + "class A(nn.Module):\n    def f(self): return B\nclass B(nn.Module):\n    def f(self): return A\nuse = (A, B)\n"
+    body = NET.replace("pass", "") + (
+        "class A(nn.Module):\n    def f(self): return B\nclass B(nn.Module):\n    def f(self): return A\nuse = (A, B)\n"
     )
     with pytest.raises(SpecError, match="2 models: `A`"):
         read_workload(write(body.replace(NET, "") + DATA))
@@ -89,7 +88,10 @@ def test_classes_that_use_each_other_are_all_named(write: Write) -> None:
         ("", r"model\.py: no model; name it `model`"),
         (
             "class Net(nn.Module):\n    def __init__(self, width, depth): pass\n",
-            r"model\.py:5: the class `Net` needs arguments \(width, depth\); make the model in the file: model = Net\(width=…, depth=…\)",
+            (
+                r"model\.py:5: the class `Net` needs arguments \(width, depth\); make the model in the "
+                r"file: model = Net\(width=…, depth=…\)"
+            ),
         ),
         ("def make_model(width): pass\n", r"model\.py:5: the function `make_model` needs arguments \(width\)"),
         ("def make_model(): return 3\n", r"model\.py:5: make_model\(\) returned a int, not an nn\.Module"),

@@ -56,7 +56,11 @@ def pieces(workload: Any, name: str) -> tuple[str, str, str]:
         ),
         ("import torch.optim as optimizer\n", ("AdamW", "default", "lr 0.001; set `optimizer` to override")),
         (
-            "class Free(torch.optim.Optimizer):\n    def __init__(self, p): super().__init__(p, {})\noptimizer = Free\n",
+            (
+                "class Free(torch.optim.Optimizer):\n"
+                "    def __init__(self, p): super().__init__(p, {})\n"
+                "optimizer = Free\n"
+            ),
             ("Free", "model.py:10", "no lr"),
         ),
     ],
@@ -73,7 +77,11 @@ def test_every_form_of_optimizer(write: Write, body: str, expected: tuple[str, s
     [
         (
             "optimizer = torch.optim.SGD(nn.Linear(4, 3).parameters(), lr=1)\n",
-            r"model\.py:8: `optimizer` holds 2 parameters, of which none are the model's \(others have shapes \(3, 4\), \(3,\)\); make it from this model, or as a function: optimizer = lambda model: …",
+            (
+                r"model\.py:8: `optimizer` holds 2 parameters, of which none are the model's \(others have "
+                r"shapes \(3, 4\), \(3,\)\); make it from this model, or as a function: optimizer = lambda "
+                r"model: …"
+            ),
         ),
         (
             "optimizer = torch.optim.SGD([model.weight, nn.Parameter(torch.ones(2))], lr=1)\n",
@@ -87,10 +95,16 @@ def test_every_form_of_optimizer(write: Write, body: str, expected: tuple[str, s
         ("scheduler = 3\n", r"model\.py:8: the scheduler is a int, which has no step\(\)"),
         (
             "scheduler = torch.optim.lr_scheduler.LambdaLR\n",
-            r"model\.py:8: `LambdaLR` needs 2 arguments \(optimizer, lr_lambda\); `scheduler` is called with the optimizer alone",
+            (
+                r"model\.py:8: `LambdaLR` needs 2 arguments \(optimizer, lr_lambda\); `scheduler` is called "
+                r"with the optimizer alone"
+            ),
         ),
         (
-            "other = torch.optim.SGD(model.parameters(), lr=1)\nscheduler = torch.optim.lr_scheduler.ConstantLR(other)\n",
+            (
+                "other = torch.optim.SGD(model.parameters(), lr=1)\n"
+                "scheduler = torch.optim.lr_scheduler.ConstantLR(other)\n"
+            ),
             r"model\.py:9: the scheduler is over another optimizer than `AdamW` of this file",
         ),
     ],
@@ -107,6 +121,7 @@ def test_no_usable_optimizer_or_scheduler(write: Write, body: str, message: str)
             "def make_optimizer(model):\n    return torch.optim.SGD(3)\n",
             r"make_optimizer\(model\) \(model\.py:8\) raised TypeError at model\.py:9",
         ),
+        ("optimizer = iter\n", r"optimizer\(\) \(model\.py:8\) raised TypeError: iter expected"),
         (
             "def make_optimizer():\n    return len(3)\n",
             r"make_optimizer\(\) \(model\.py:8\) raised TypeError at model\.py:9",
@@ -138,12 +153,25 @@ SGD = "optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)\nS 
     [
         "scheduler = S.LambdaLR(optimizer, lambda t: 1 / (1 + t))\n",
         "scheduler = S.OneCycleLR(optimizer, 2.0, total_steps=1000)\n",
-        "scheduler = S.SequentialLR(optimizer, [S.LinearLR(optimizer, 0.1, total_iters=20), S.CosineAnnealingLR(optimizer, 980)], [20])\n",
-        "scheduler = S.ChainedScheduler([S.LinearLR(optimizer, 0.1, total_iters=20), S.ExponentialLR(optimizer, 0.99)])\n",
+        (
+            "scheduler = S.SequentialLR(optimizer, [S.LinearLR(optimizer, 0.1, total_iters=20), "
+            "S.CosineAnnealingLR(optimizer, 980)], [20])\n"
+        ),
+        (
+            "scheduler = S.ChainedScheduler([S.LinearLR(optimizer, 0.1, total_iters=20), "
+            "S.ExponentialLR(optimizer, 0.99)])\n"
+        ),
         "scheduler = lambda optimizer: S.StepLR(optimizer, 30)\n",
         "scheduler = S.PolynomialLR\n",
         "scheduler = (S.StepLR(optimizer, 30), S.StepLR(optimizer, 70))\n",
-        "class Own:\n    def __init__(self): self.optimizer, self.t = optimizer, 0\n    def step(self):\n        self.t += 1\n        self.optimizer.param_groups[0]['lr'] = 1 / (self.t + 1)\nlr_scheduler = Own()\n",
+        (
+            "class Own:\n"
+            "    def __init__(self): self.optimizer, self.t = optimizer, 0\n"
+            "    def step(self):\n"
+            "        self.t += 1\n"
+            "        self.optimizer.param_groups[0]['lr'] = 1 / (self.t + 1)\n"
+            "lr_scheduler = Own()\n"
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
@@ -181,7 +209,10 @@ def test_the_planned_schedule_is_the_real_one_and_reading_it_touches_nothing(wri
         (
             "scheduler = S.OneCycleLR(optimizer, 2.0, total_steps=70)\n",
             "OneCycleLR",
-            "cannot be read ahead (ValueError: Tried to step 71 times. The specified number of total steps is 70), so taken as constant; lr 0.08",
+            (
+                "cannot be read ahead (ValueError: Tried to step 71 times. The specified number of total "
+                "steps is 70), so taken as constant; lr 0.08"
+            ),
             1,
         ),
         (
@@ -222,7 +253,10 @@ def test_a_rate_that_is_a_tensor_is_read_as_a_number(write: Write) -> None:
     workload = read_workload(
         write(
             BASE
-            + "optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.5), capturable=False)\nscheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)\n"
+            + (
+                "optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.5), capturable=False)\n"
+                "scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)\n"
+            )
         )
     )
     assert [row[0] for row in workload.plan.lr[:3]] == [0.5, 0.25, 0.125]

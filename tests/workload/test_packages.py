@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 
 from gradscope.errors import SpecError
 from gradscope.workload import Overrides, read_workload
@@ -95,9 +94,11 @@ def test_a_lightning_step_runs_without_a_trainer_and_without_a_warning(write: Wr
 
 
 def test_a_spec_may_replace_what_the_module_brings(write: Write) -> None:
-    body = (
-        LIGHTNING.replace("RETURN", "optimizer")
-        + "model = Lit()\noptimizer = torch.optim.Adam(model.parameters())\ndata = [(torch.ones(3, 4), torch.zeros(3).long())]\ndef training_step(model, batch): return model.net(batch[0]).sum()\n"
+    body = LIGHTNING.replace("RETURN", "optimizer") + (
+        "model = Lit()\n"
+        "optimizer = torch.optim.Adam(model.parameters())\n"
+        "data = [(torch.ones(3, 4), torch.zeros(3).long())]\n"
+        "def training_step(model, batch): return model.net(batch[0]).sum()\n"
     )
     workload = read_workload(write(body, "lit_own.py", head=""))
     assert [piece(workload, n).value for n in ("data", "loss", "optimizer")] == ["data", "training_step", "Adam"]
@@ -114,7 +115,15 @@ def test_a_lightning_module_that_optimizes_by_hand_says_what_to_write(write: Wri
 
 
 def test_a_lightning_module_without_its_own_step_or_data(write: Write) -> None:
-    body = "import torch, lightning as L\nclass Lit(L.LightningModule):\n    def __init__(self):\n        super().__init__()\n        self.fc = torch.nn.Linear(4, 2)\n    def forward(self, x): return self.fc(x)\n    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=1)\n"
+    body = (
+        "import torch, lightning as L\n"
+        "class Lit(L.LightningModule):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = torch.nn.Linear(4, 2)\n"
+        "    def forward(self, x): return self.fc(x)\n"
+        "    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=1)\n"
+    )
     with pytest.raises(SpecError, match="no data"):
         read_workload(write(body, "lit_bare.py", head=""))
     workload = read_workload(
@@ -124,14 +133,24 @@ def test_a_lightning_module_without_its_own_step_or_data(write: Write) -> None:
 
 
 def test_a_lightning_data_module(write: Write) -> None:
-    body = "import torch, lightning as L\nfrom torch.utils.data import DataLoader, TensorDataset\nclass DM(L.LightningDataModule):\n    def setup(self, stage): self.rows = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))\n    def train_dataloader(self): return DataLoader(self.rows, batch_size=8, shuffle=True)\nmodel = torch.nn.Linear(4, 2)\ndatamodule = DM()\n"
+    body = (
+        "import torch, lightning as L\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "class DM(L.LightningDataModule):\n"
+        "    def setup(self, stage): self.rows = TensorDataset(torch.randn(64, 4), "
+        "torch.randint(2, (64,)))\n"
+        "    def train_dataloader(self): return DataLoader(self.rows, batch_size=8, shuffle=True)\n"
+        "model = torch.nn.Linear(4, 2)\n"
+        "datamodule = DM()\n"
+    )
     workload = read_workload(write(body, "lit_data.py", head=""))
     assert piece(workload, "data").detail == "DM, DataLoader, batch 8"
 
 
 GPT = """import torch
 from transformers import GPT2Config, GPT2LMHeadModel, get_linear_schedule_with_warmup
-model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2)).eval()
+sizes = dict(n_layer=1, n_embd=16, n_head=2, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2)
+model = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
 rows = torch.randint(64, (40, 16)).tolist()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 scheduler = get_linear_schedule_with_warmup(optimizer, 10, 100)
@@ -141,9 +160,9 @@ total_steps, batch_size = 100, 4
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_transformers_model_with_a_hugging_face_dataset(write: Write) -> None:
-    body = (
-        GPT
-        + "from datasets import Dataset\ndataset = Dataset.from_dict({'input_ids': rows, 'labels': rows, 'text': ['a'] * 40})\n"
+    body = GPT + (
+        "from datasets import Dataset\n"
+        "dataset = Dataset.from_dict({'input_ids': rows, 'labels': rows, 'text': ['a'] * 40})\n"
     )
     workload = read_workload(write(body, "hf_labels.py", head=""))
     assert piece(workload, "data").detail == "Hugging Face Dataset, 40 rows, shuffled, batch 4; left out: text"
@@ -157,9 +176,11 @@ def test_a_transformers_model_with_a_hugging_face_dataset(write: Write) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_token_batches_without_labels_predict_the_next_token_and_skip_padding(write: Write) -> None:
-    body = (
-        GPT
-        + "mask = torch.ones(4, 16, dtype=torch.long)\nmask[:, 8:] = 0\nids = torch.tensor(rows[:4])\ndata = [{'input_ids': ids, 'attention_mask': mask}, {'input_ids': ids}]\n"
+    body = GPT + (
+        "mask = torch.ones(4, 16, dtype=torch.long)\n"
+        "mask[:, 8:] = 0\n"
+        "ids = torch.tensor(rows[:4])\n"
+        "data = [{'input_ids': ids, 'attention_mask': mask}, {'input_ids': ids}]\n"
     )
     workload = read_workload(write(body, "hf_tokens.py", head=""))
     assert piece(workload, "loss").value == "next-token cross_entropy"
@@ -173,7 +194,12 @@ def test_token_batches_without_labels_predict_the_next_token_and_skip_padding(wr
 
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face_splits_streams_and_columns(write: Write) -> None:
-    head = "import torch\nfrom datasets import Dataset, DatasetDict\nmodel = torch.nn.Linear(4, 3)\nD = Dataset.from_dict({'features': torch.randn(40, 4).tolist(), 'kind': [0, 1, 2, 0] * 10})\n"
+    head = (
+        "import torch\n"
+        "from datasets import Dataset, DatasetDict\n"
+        "model = torch.nn.Linear(4, 3)\n"
+        "D = Dataset.from_dict({'features': torch.randn(40, 4).tolist(), 'kind': [0, 1, 2, 0] * 10})\n"
+    )
     given = Overrides(target_column="kind")
     workload = read_workload(
         write(head + "data = DatasetDict(train=D, test=D)\n", "hf_splits.py", head=""), overrides=given
@@ -192,7 +218,8 @@ def test_reading_a_plain_spec_imports_none_of_them(write: Write) -> None:
     target = write("model = nn.Linear(4, 2)\ndata = (torch.ones(8, 4), torch.zeros(8).long())\n")
     code = (
         "import sys; from gradscope.workload import read_workload; read_workload(sys.argv[1]);"
-        "print([m for m in ('lightning', 'pytorch_lightning', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
+        "print([m for m in ('lightning', 'pytorch_lightning', 'transformers', 'datasets', "
+        "'pandas') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

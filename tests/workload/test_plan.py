@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+import gradscope.workload
 from gradscope.errors import SpecError
 from gradscope.workload import Overrides, read_workload
 from gradscope.workload.template import SPEC_TEMPLATE
 from tests.workload.conftest import Write
 
 BASE = "model = nn.Linear(4, 3)\ndata = (torch.randn(40, 4), torch.arange(40) % 3)\n"
-PLAN = "total_steps = 20_000\nmax_norm = 1\naccumulate = 4\nprecision = 'bf16-mixed'\nseed = 7\nbatch_size = torch.tensor(5)\ndevice = 'cpu'\n"
+PLAN = (
+    "total_steps = 20_000\n"
+    "max_norm = 1\n"
+    "accumulate = 4\n"
+    "precision = 'bf16-mixed'\n"
+    "seed = 7\n"
+    "batch_size = torch.tensor(5)\n"
+    "device = 'cpu'\n"
+)
 
 
 def test_the_plan_is_read_and_said(write: Write) -> None:
@@ -105,7 +116,12 @@ def test_whole_numbers_in_disguise_are_taken(write: Write) -> None:
 
 
 def test_reading_twice_with_a_seed_gives_the_same_workload(write: Write) -> None:
-    body = "import numpy as np, random\nmodel = nn.Linear(4, 3)\nX = torch.rand(40, 4) + np.random.rand() + random.random()\ndata = (X, torch.arange(40) % 3)\n"
+    body = (
+        "import numpy as np, random\n"
+        "model = nn.Linear(4, 3)\n"
+        "X = torch.rand(40, 4) + np.random.rand() + random.random()\n"
+        "data = (X, torch.arange(40) % 3)\n"
+    )
 
     def read(seed: int) -> list[Any]:
         workload = read_workload(write(body), overrides=Overrides(seed=seed))
@@ -143,12 +159,10 @@ def test_the_starter_spec_works_as_it_is(write: Write) -> None:
 
 
 def test_importing_the_package_does_not_load_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, gradscope.workload, gradscope.workload.template; assert 'torch' not in sys.modules; gradscope.workload.read_workload; assert 'torch' in sys.modules"
+    code = (
+        "import sys, gradscope.workload, gradscope.workload.template; assert 'torch' not in "
+        "sys.modules; gradscope.workload.read_workload; assert 'torch' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        import gradscope.workload
-
-        gradscope.workload.nothing  # noqa: B018
+        getattr(gradscope.workload, "nothing")  # noqa: B009  # mypy knows that it is not there

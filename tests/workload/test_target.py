@@ -98,7 +98,10 @@ def test_a_binary_file_and_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "blob.py").write_bytes(b"\xff\xfe\x00\x80\x81")
     with pytest.raises(SpecError, match=r"blob\.py"):
         read_workload(str(tmp_path / "blob.py"))
-    with pytest.raises(SpecError, match="a folder; give the .py file"):
+    (tmp_path / "latin.py").write_bytes(b"a = 1\nb = 2\nc = 3\nd = '\xe9'\n")
+    with pytest.raises(SpecError, match=r"latin\.py: not Python text"):
+        read_workload(str(tmp_path / "latin.py"))
+    with pytest.raises(SpecError, match=r"a folder; give the \.py file"):
         read_workload(str(tmp_path))
     with pytest.raises(SpecError, match=r"nowhere\.py: no such file; `gradscope init`"):
         read_workload("nowhere.py")
@@ -142,7 +145,7 @@ def test_a_nested_import_error_is_shown_as_it_is(write: Write) -> None:
     write("import nothing_like_this\n", "helper_b.py", head="")
     with pytest.raises(
         UserCodeError,
-        match="importing model.py raised ModuleNotFoundError at helper_b.py:1: No module named 'nothing_like_this'",
+        match=r"importing model\.py raised ModuleNotFoundError at helper_b\.py:1: No module named 'nothing_like_this'",
     ) as caught:
         read_workload(write("import helper_b\n"))
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
