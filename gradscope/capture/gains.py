@@ -27,6 +27,7 @@ from gradscope.capture.magnitude import float_tensors, l2, rms, root_mean_square
 from gradscope.capture.probes import Emit
 
 NAN = math.nan
+COMPILED = "runs inside torch.compile, where hooks are not called"
 
 
 @dataclass
@@ -155,10 +156,10 @@ class GainProbe:
             self._scales = _init_scales(self._model)
         tape = self._tape = _Tape()
         layers = layer_modules(self._model)
-        compiled = _compiled(self._model)
+        compiled = compiled_modules(self._model)
         for name, module in layers.items():
             if module in compiled:
-                self._unmeasured[name] = "runs inside torch.compile, where hooks are not called"
+                self._unmeasured[name] = COMPILED
             else:
                 hooks = _LayerHooks(name, tape, self._unmeasured)
                 tape.handles.append(module.register_forward_pre_hook(hooks.before, with_kwargs=True))
@@ -320,7 +321,7 @@ def _init_scales(model: nn.Module) -> dict[str, float]:
     return scales
 
 
-def _compiled(model: nn.Module) -> set[nn.Module]:
+def compiled_modules(model: nn.Module) -> set[nn.Module]:
     """Modules whose forward runs as part of a compiled graph."""
     inside: set[nn.Module] = set()
     for module in model.modules():

@@ -47,6 +47,11 @@ def root_mean_square(values: list[float]) -> float:
     return peak * math.sqrt(sum((value / peak) ** 2 for value in known) / len(known))
 
 
+def root_sum_square(values: list[float]) -> float:
+    """L2 norm of plain numbers. Safe at any scale."""
+    return root_mean_square(values) * math.sqrt(len(values))
+
+
 def float_tensors(value: Any) -> Iterator[torch.Tensor]:
     """Every floating-point or complex tensor in nested tuples, lists, mappings and dataclass-like outputs, in order."""
     if isinstance(value, torch.Tensor):

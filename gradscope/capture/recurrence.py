@@ -1,0 +1,177 @@
+"""∂L/∂h_t inside fused recurrent layers, computed again from what went in, what came out and the gradient that arrived.
+
+`torch.nn.RNN`, `LSTM` and `GRU` run all time steps in one kernel, which keeps the states' gradients to itself. Their values
+follow from the layer's own equations (those of the torch documentation), differentiated by hand: one pass back through
+time, in float64 where the device has it, so that fading below float32 is seen too. Nothing of the training's own graph or
+random state is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One layer in one direction: `ih` (G·H, I), `hh` (G·H, P), biases (G·H,), `hr` (P, H) where states are projected."""
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    hr: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One layer in one direction over padded sequences, in the order in which it took the time steps.
+
+    `x` (T, B, I); `h` (T, B, P), its states; `h0` (B, P); `c0` (B, H), for an LSTM. Beyond a sequence's end `h` is 0.
+    """
+
+    mode: str
+    weights: Weights
+    x: Tensor
+    h: Tensor
+    h0: Tensor
+    c0: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """`dh` (T, B, P): ∂L/∂h_t; `dc` (T, B, H): ∂L/∂c_t, LSTM only; `dx` (T, B, I). `error`: of `h` against the equations."""
+
+    dh: Tensor
+    dc: Tensor | None
+    dx: Tensor
+    error: float
+
+
+def backward(passage: Passage, dh: Tensor, dc: Tensor | None = None) -> Backward:
+    """Back through time. `dh`, `dc`: what reaches each state from outside the recurrence; 0 beyond a sequence's end."""
+    return _BACKWARD[passage.mode](passage, dh, dc)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _before(passage: Passage) -> Tensor:
+    return torch.cat([passage.h0[None], passage.h[:-1]])
+
+
+def _error(found: Tensor, given: Tensor) -> float:
+    """The largest difference where a sequence has not ended, relative to the largest value."""
+    if not given.numel():
+        return 0.0
+    alive = (given != 0).any(-1, keepdim=True)
+    return float(((found - given) * alive).abs().max() / given.abs().max().clamp_min(torch.finfo(given.dtype).tiny))
+
+
+def _gates(passage: Passage) -> Tensor:
+    weights = passage.weights
+    ahead = _linear(passage.x, weights.ih, weights.bias_ih)
+    return ahead + _linear(_before(passage), weights.hh, weights.bias_hh)
+
+
+def _rnn(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
+    relu = passage.mode == "RNN_RELU"
+    gates = _gates(passage)
+    slope = (passage.h > 0).to(dh.dtype) if relu else 1 - passage.h**2
+    total, inner = torch.empty_like(dh), torch.empty_like(dh)
+    carry = torch.zeros_like(dh[0])
+    for t in reversed(range(len(dh))):
+        total[t] = dh[t] + carry
+        inner[t] = total[t] * slope[t]
+        carry = inner[t] @ passage.weights.hh
+    found = gates.relu() if relu else gates.tanh()
+    return Backward(total, None, inner @ passage.weights.ih, _error(found, passage.h))
+
+
+def _lstm(passage: Passage, dh: Tensor, dc: Tensor | None) -> Backward:
+    i, f, g, o = _gates(passage).chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    before, c = torch.empty_like(i), passage.c0 if passage.c0 is not None else torch.zeros_like(i[0])
+    after = torch.empty_like(i)
+    for t in range(len(i)):
+        before[t] = c
+        after[t] = c = f[t] * c + i[t] * g[t]
+    squashed = after.tanh()
+    to_cell, to_output = o * (1 - squashed**2), squashed * o * (1 - o)
+    from_cell = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g**2)], -1)
+    hr, hh = passage.weights.hr, passage.weights.hh
+    total, cells = torch.empty_like(dh), torch.empty_like(i)
+    inner = dh.new_empty(*i.shape[:-1], 4 * i.shape[-1])
+    carry_h, carry_c = torch.zeros_like(dh[0]), torch.zeros_like(i[0])
+    for t in reversed(range(len(dh))):
+        total[t] = dh[t] + carry_h
+        out = total[t] if hr is None else total[t] @ hr
+        cells[t] = out * to_cell[t] + carry_c
+        if dc is not None:
+            cells[t] += dc[t]
+        inner[t] = torch.cat([cells[t].repeat(1, 3) * from_cell[t], out * to_output[t]], -1)
+        carry_h, carry_c = inner[t] @ hh, cells[t] * f[t]
+    found = o * squashed
+    found = found if hr is None else found @ hr.T
+    return Backward(total, cells, inner @ passage.weights.ih, _error(found, passage.h))
+
+
+def _gru(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
+    weights, before = passage.weights, _before(passage)
+    x_r, x_z, x_n = _linear(passage.x, weights.ih, weights.bias_ih).chunk(3, -1)
+    h_r, h_z, h_n = _linear(before, weights.hh, weights.bias_hh).chunk(3, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    to_n = (1 - z) * (1 - n**2)
+    to_r, to_z = to_n * h_n * r * (1 - r), (before - n) * z * (1 - z)
+    to_hidden = torch.cat([to_r, to_z, to_n * r], -1)
+    total, carry = torch.empty_like(dh), torch.zeros_like(dh[0])
+    for t in reversed(range(len(dh))):
+        total[t] = dh[t] + carry
+        carry = total[t] * z[t] + (total[t].repeat(1, 3) * to_hidden[t]) @ weights.hh
+    dx = (total.repeat(1, 1, 3) * torch.cat([to_r, to_z, to_n], -1)) @ weights.ih
+    return Backward(total, None, dx, _error((1 - z) * n + z * before, passage.h))
+
+
+_BACKWARD = {"RNN_TANH": _rnn, "RNN_RELU": _rnn, "LSTM": _lstm, "GRU": _gru}
+
+
+def norms_along_time(gradients: Tensor) -> list[float]:
+    """L2 of each time step of (T, B, H), right at any scale."""
+    flat = gradients.flatten(1)
+    peaks = flat.abs().amax(1)
+    scale = torch.where(peaks.isfinite() & (peaks > 0), peaks, torch.ones_like(peaks))
+    norms = torch.linalg.vector_norm(flat / scale[:, None], dim=1) * scale
+    return [float(value) for value in norms.tolist()]
+
+
+def largest_singular_value(matrix: Tensor, steps: int = 100) -> float:
+    """σmax: exact for small matrices, else by power iteration from a fixed start (relative error about 1e-3)."""
+    if max(matrix.shape) <= 256:
+        return float(torch.linalg.matrix_norm(matrix, 2))
+    vector = torch.sin(torch.arange(1, matrix.shape[1] + 1, dtype=matrix.dtype, device=matrix.device))
+    for _ in range(steps):
+        vector = matrix.T @ (matrix @ vector)
+        vector = vector / torch.linalg.vector_norm(vector).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return float(torch.linalg.vector_norm(matrix @ vector))
+
+
+def candidate(matrix: Tensor, mode: str) -> Tensor:
+    """The rows of W_hh behind the activation that feeds the state: all of an RNN's, an LSTM's g, a GRU's n."""
+    if mode == "LSTM":
+        return matrix.chunk(4)[2]
+    return matrix.chunk(3)[2] if mode == "GRU" else matrix
+
+
+def reversed_in_time(padded: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(T, B, …) with each sequence turned round within its own length."""
+    steps, count = padded.shape[:2]
+    t = torch.arange(steps, device=padded.device)[:, None]
+    ends = torch.tensor(lengths, device=padded.device)[None]
+    index = torch.where(t < ends, ends - 1 - t, t)
+    return padded[index, torch.arange(count, device=padded.device)[None]]
