@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gradscope.workload.model import DataEndedError
+from gradscope.workload.move import copied, nbytes
 from gradscope.workload.rng import Timeline, mixed
 
 HELD_BYTES = 2**30
@@ -162,31 +163,6 @@ class StreamBatches:
         while self._used and self._ahead_bytes + self._used_bytes > self._limit:
             _, (_, size) = self._used.popitem(last=False)
             self._used_bytes -= size
-
-
-def copied(batch: Any) -> Any:
-    """The batch with every tensor and array in it cloned; containers keep their type."""
-    return _mapped(batch, lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy())
-
-
-def nbytes(batch: Any) -> int:
-    """Bytes of the tensors and arrays in a batch, at least 1."""
-    sizes: list[int] = [1]
-    _mapped(batch, lambda leaf: sizes.append(int(leaf.nbytes)))
-    return sum(sizes)
-
-
-def _mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(batch, torch.Tensor | np.ndarray):
-        return change(batch)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_mapped(value, change) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(_mapped(value, change) for value in batch)
-    if isinstance(batch, Mapping):
-        values = {key: _mapped(value, change) for key, value in batch.items()}
-        return values if type(batch) is dict else type(batch)(values)  # type: ignore[call-arg]  # as collate does
-    return batch
 
 
 def loader_batches(loader: DataLoader[Any], seed: int) -> IndexedBatches | StreamBatches:

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gradscope.errors import SpecError
 from gradscope.workload.arrays import array_batches, columns_of, frame_columns, is_array, is_frame
-from gradscope.workload.batches import IndexedBatches, StreamBatches, copied, loader_batches
+from gradscope.workload.batches import IndexedBatches, StreamBatches, loader_batches
 from gradscope.workload.calls import call_user, required, title
 from gradscope.workload.files import SUFFIXES, load_file, pair_of
 from gradscope.workload.model import Batches
+from gradscope.workload.move import copied
 from gradscope.workload.target import Spec
 
 DATA_NAMES = (

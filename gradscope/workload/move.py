@@ -1,17 +1,57 @@
-"""Moving batches to a device."""
+"""Batches as trees: the same change to every leaf, containers kept as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on `device`."""
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+def mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """The batch with every leaf changed; tuples, named tuples, lists and mappings keep their type where they can."""
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(mapped(value, change) for value in batch))
     if isinstance(batch, tuple | list):
-        return tuple(to_device(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+        return type(batch)(mapped(value, change) for value in batch)
+    if isinstance(batch, Mapping):
+        values = {key: mapped(value, change) for key, value in batch.items()}
+        return values if type(batch) is dict else _rebuilt(batch, values)
+    return change(batch)
+
+
+def _rebuilt(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
+    try:
+        return type(batch)(values)  # type: ignore[call-arg]  # a mapping's class takes a dict, as torch's collate expects
+    except Exception:
+        return values
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors, and whatever else can move, on `device`."""
+    return mapped(batch, lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf)
+
+
+def copied(batch: Any) -> Any:
+    """The batch with every tensor and array in it cloned."""
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.clone()
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    return mapped(batch, copy)
+
+
+def nbytes(batch: Any) -> int:
+    """Bytes of the tensors and arrays in a batch, at least 1."""
+    total = 1
+
+    def add(leaf: Any) -> None:
+        nonlocal total
+        if isinstance(leaf, torch.Tensor | np.ndarray):
+            total += int(leaf.nbytes)
+
+    mapped(batch, add)
+    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from gradscope.errors import SpecError
 from gradscope.workload.data import BATCH_SIZE, Data
+from gradscope.workload.move import mapped
 from gradscope.workload.rng import mixed
 from gradscope.workload.target import Spec
 
@@ -42,7 +43,7 @@ class SyntheticBatches:
     def at(self, index: int) -> Any:
         """A batch like the example: normal numbers for floats, values of the same range for whole numbers."""
         generator = torch.Generator().manual_seed(mixed(self._seed, index))
-        made = _map(self._like, lambda leaf: _random(leaf, generator))
+        made = mapped(self._like, lambda leaf: _random(leaf, generator))
         return made if self.answer is None else self.answer(made, generator)
 
     def reach(self, index: int) -> bool:
@@ -58,7 +59,7 @@ def with_targets(batches: SyntheticBatches, output: torch.Tensor, criterion: Any
     def answer(made: Any, generator: torch.Generator) -> Any:
         if isinstance(made, dict):
             return made | {"target": _made_target(kind, shape, generator)}
-        inputs = made if isinstance(made, tuple) else (made,)
+        inputs = tuple(made) if isinstance(made, tuple | list) else (made,)
         return (*inputs, _made_target(kind, shape, generator))
 
     batches.answer = answer
@@ -98,12 +99,13 @@ def _shaped(shape: Any, rows: int, spec: Spec) -> torch.Tensor:
 def _leaves(example: Any, spec: Spec) -> Any:
     found: list[torch.Tensor] = []
 
-    def leaf(value: Any) -> torch.Tensor:
-        tensor = torch.as_tensor(value)
-        found.append(tensor)
-        return tensor.detach()
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            return value
+        found.append(torch.as_tensor(value).detach())
+        return found[-1]
 
-    like = _map(example, leaf)
+    like = mapped(example, leaf)
     if not found or any(not tensor.ndim for tensor in found):
         raise SpecError(
             f"{spec.where('example_input')}: example_input is a {type(example).__name__}; give a tensor with the batch "
@@ -112,17 +114,9 @@ def _leaves(example: Any, spec: Spec) -> Any:
     return like
 
 
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return tuple(_map(part, change) for part in value)
-    if isinstance(value, Mapping):
-        return {key: _map(part, change) for key, part in value.items()}
-    return value
-
-
-def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _random(like: Any, generator: torch.Generator) -> Any:
+    if not isinstance(like, torch.Tensor):
+        return like
     if like.dtype.is_floating_point:
         return torch.randn(like.shape, generator=generator).to(like.dtype)
     if like.dtype.is_complex:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
-from gradscope.workload.batches import IndexedBatches, StreamBatches, copied, loader_batches, nbytes
+from gradscope.workload.batches import IndexedBatches, StreamBatches, loader_batches
 from gradscope.workload.model import DataEndedError
 
 ROWS = torch.arange(20.0)
@@ -201,19 +200,3 @@ def test_what_a_stream_holds_is_bounded_and_never_at_the_cost_of_what_training_h
     assert [batches.at(i)[0].item() for i in range(30, 39)] == list(range(30, 39))
     with pytest.raises(DataEndedError, match="batches are drawn ahead already"):
         batches.at(90)
-
-
-def test_containers_are_copied_as_they_are_and_weighed() -> None:
-    Pair = namedtuple("Pair", "x y")  # as a collate function would make it
-    batch = {"a": Pair(torch.ones(2), [np.ones(3)]), "b": ("text", 3)}
-    again = copied(batch)
-    assert type(again["a"]) is Pair
-    assert again["b"] == ("text", 3)
-    again["a"].x.zero_()
-    assert batch["a"].x.sum() == 2  # type: ignore[union-attr]  # it is a Pair
-    assert nbytes(batch) == 1 + 8 + 24
-
-    class Mine(dict[str, Any]):
-        pass
-
-    assert type(copied(Mine(x=torch.ones(1)))) is Mine
