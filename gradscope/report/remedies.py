@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.rehearsals import reference
 from gradscope.diagnosis.series import median
-from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
+from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.candidates import DIVERGED, LAST
 from gradscope.report.model import Remedy
 from gradscope.report.rows import trials
@@ -32,6 +32,6 @@ def _remedy(run: Run, child: Run) -> Remedy:
     name, note = (trial.name, trial.note) if trial else (child.header.name, "")
     change, _, code = note.partition("\n")
     loss = median(np.abs(child.loss[-LAST:]))
-    broken = bool((nonfinite_steps(child) | nonfinite_losses(child)).any()) or not np.isfinite(loss)
+    broken = is_nonfinite(child) or not np.isfinite(loss)
     held = not broken and loss <= DIVERGED * reference(run).first_loss
     return Remedy(change or name, name, held, loss if held else None, code)

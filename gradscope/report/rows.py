@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from gradscope.diagnosis.model import Level
-from gradscope.diagnosis.rehearsals import LATE_LOSSES, rehearsed
+from gradscope.diagnosis.rehearsals import rehearsed
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
+
+LAST_LOSSES = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def title_of(child: Run) -> str:
 def _trial_row(child: Run, judged: dict[str, bool]) -> TrialRow:
     trial = child.header.trial or Trial("", child.header.name)
     norms = child.global_norm[np.isfinite(child.global_norm)]
-    tail = np.abs(child.loss[-LATE_LOSSES:])
+    tail = np.abs(child.loss[-LAST_LOSSES:])
     finite = bool(np.isfinite(child.loss).all()) and bool(np.isfinite(child.global_norm[~child.skipped]).all())
     word = {True: "✖ failed", False: "● held", None: ""}[judged.get(trial.name)]
     return TrialRow(

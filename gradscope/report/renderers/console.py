@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gradscope.diagnosis.model import Finding
 from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, without_subject
-from gradscope.report.model import Report
+from gradscope.report.model import Remedy, Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
 from gradscope.report.terminal import PIPE, Terminal
@@ -236,6 +236,13 @@ def _remedies(report: Report) -> Iterator[RenderableType]:
             table.add_row(*(Text(value) for value in values), style="bold" if remedy.best else "")
         yield heading("Remedies tried")
         yield _indent(table)
+        yield from (
+            Text(f"    {line}", overflow="fold") for remedy in report.remedies if remedy.best for line in _lines(remedy)
+        )
+
+
+def _lines(remedy: Remedy) -> list[str]:
+    return [visible(line) for line in remedy.snippet.splitlines()]
 
 
 def _caveats(report: Report) -> Iterator[RenderableType]:

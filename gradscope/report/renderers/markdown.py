@@ -116,7 +116,8 @@ def _remedies(report: Report) -> list[str]:
         (escape(r.name), "held" if r.held else "failed", number(r.loss), "best" if r.best else "")
         for r in report.remedies
     ]
-    return ["## Remedies tried", table(("Change", "Outcome", "Loss at the end", ""), rows)] if rows else []
+    best = [f"```python\n{r.snippet}\n```" for r in report.remedies if r.best and r.snippet]
+    return ["## Remedies tried", table(("Change", "Outcome", "Loss at the end", ""), rows), *best] if rows else []
 
 
 def _origin(report: Report) -> str:

@@ -34,7 +34,7 @@
     const plot = $("norm-plot")?.querySelector("svg"), line = document.createElementNS("http://www.w3.org/2000/svg", "line");
     line.classList.add("chosen-line");
     const move = (value) => {
-      if (!plot) return;
+      if (!plot || !(value > 0)) return;
       const [left, top, right, bottom] = plot.dataset.box.split(" "), [low, high] = plot.dataset.range.split(" ").map(Math.log10);
       const y = bottom - (Math.log10(value) - low) / (high - low) * (bottom - top);
       Object.entries({ x1: left, x2: right, y1: y, y2: y }).forEach(([k, v]) => line.setAttribute(k, v));
@@ -70,14 +70,17 @@
       });
       head.replaceChildren(button);
     });
-    const texts = rows.map((row) => [...row.cells].slice(1, 6).map((c) => c.textContent).join(" ").toLowerCase());
+    let texts = null;
+    const said = (count) => { $("filter-read").textContent = `${count} of ${rows.length} layers`; };
     const filter = () => {
+      texts ??= rows.map((row) => [...row.cells].slice(1, 6).map((c) => c.textContent).join(" ").toLowerCase());
       const wanted = $("filter").value.toLowerCase();
       rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); });
-      $("filter-read").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} layers`;
+      said(rows.filter((row) => !row.hidden).length);
     };
     $("filter").addEventListener("input", filter);
-    filter();
+    said(rows.length);
+    addEventListener("beforeprint", () => { $("layers").closest("details")?.setAttribute("open", ""); });
   }
 
   function heat() {
@@ -88,8 +91,9 @@
     const all = data.names.map((_, i) => i), foot = 22;
     let rows = all, at = null, longest = 0;
     const gutter = () => Math.min(longest + 10, 300, canvas.clientWidth * 0.36);
-    const color = (c) => c === 65535 ? "#d55e00" : c === 0 ? "#969696"
-      : `rgb(${data.shades[Math.max(0, Math.floor((c - 2) * (data.shades.length - 1) / 65532))]})`;
+    const color = (c) => c === 65535 ? [213, 94, 0] : c === 0 ? [150, 150, 150]
+      : data.shades[Math.max(0, Math.floor((c - 2) * (data.shades.length - 1) / 65532))];
+    const cells = document.createElement("canvas");
     const cut = (text, width) => {
       if (pen.measureText(text).width <= width) return text;
       let keep = Math.min(text.length, 80);
@@ -103,21 +107,25 @@
       canvas.width = width * ratio; canvas.height = (tall + foot) * ratio;
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.font = font;
-      longest = Math.max(...data.names.slice(0, 2000).map((name) => pen.measureText(name.slice(-80)).width));
+      longest ||= pen.measureText(data.names.reduce((a, b) => b.length > a.length ? b : a, "").slice(-80)).width;
       const left = gutter();
       const lines = Math.min(rows.length, tall), wide = (width - left) / columns, high = tall / lines;
+      cells.width = columns; cells.height = lines;
+      const pixels = new ImageData(columns, lines), crosses = [];
       for (let line = 0; line < lines; line++) {
         const from = Math.floor(line * rows.length / lines), to = Math.floor((line + 1) * rows.length / lines);
         for (let column = 0; column < columns; column++) {
           let most = 0;
           for (let r = from; r < to; r++) most = Math.max(most, code(rows[r], column));
-          pen.fillStyle = color(most);
-          pen.fillRect(left + column * wide, line * high, wide + 0.5, high + 0.5);
-          if (most === 65535 && wide > 7 && high > 9) {
-            pen.fillStyle = "#000"; pen.fillText("✕", left + column * wide + wide / 2 - 4, line * high + high / 2 + 4);
-          }
+          pixels.data.set([...color(most), 255], 4 * (line * columns + column));
+          if (most === 65535 && wide > 7 && high > 9) crosses.push([left + (column + 0.5) * wide, (line + 0.5) * high]);
         }
       }
+      cells.getContext("2d").putImageData(pixels, 0, 0);
+      pen.imageSmoothingEnabled = false;
+      pen.drawImage(cells, left, 0, width - left, tall);
+      pen.fillStyle = "#000"; pen.textAlign = "center"; pen.textBaseline = "middle";
+      crosses.forEach(([x, y]) => pen.fillText("✕", x, y));
       pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
       const every = Math.ceil(rows.length * 14 / tall);
       for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, (r + 0.5) * tall / rows.length);
