@@ -1,94 +1,105 @@
 """Which rehearsals to run next: a pure function of the run on disk, asked again until it wants nothing more.
 
-A remainder of the plan up to 400 steps is rehearsed in full. A longer one is compressed: step k of N uses the batch and the
-planned learning rate of step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep,
-forward only) each at its own time. An alarm of a compressed rehearsal is looked at again with a longer one, and where the
-two disagree with one that draws other batches.
+First ×1, ×2 and ×4. A remainder of the plan up to 400 steps is rehearsed at ×1 in full. A longer one is compressed: step k
+of N uses the batch and the planned learning rate of step i_k, evenly spread over the rest of the plan, with the worst coming
+batches (of a sweep, forward only) each at its own time. An alarm at ×1 or ×2, or a loss that creeps upwards, is looked at
+again: in full where that is affordable; else by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2
+is looked at once more.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gradscope.diagnosis.rehearsals import Rehearsed, rehearsed
-from gradscope.diagnosis.window import explosion
-from gradscope.runs.run import Run
+from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
+from gradscope.diagnosis.series import Indexes, median
+from gradscope.diagnosis.window import seen_in_window
+from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
-EXACT = 400
-"""The longest remainder of a plan that is rehearsed in full, and the horizon where the plan is not known."""
-SHORT, SHORTEST, LONG = 80, 40, 400
-REPLAY, REPLAY_AT = 26, 5
-SWEEP = 400
+EXACT, CONFIRM = 400, 2000
+"""The longest remainder that is rehearsed in full at once, and to confirm an alarm."""
+X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
+SWEEP, WORST = 400, 10
+"""Coming batches looked at; one in so many rehearsed batches is among the worst of them."""
 LEAST = 20
 """A rehearsal is not made shorter than this."""
 SWEEP_COST = 1 / 3
 """A forward pass against a whole training step."""
-
-Indexes = NDArray[np.int64]
+CREEP_NOISE, CREEP_LEAST = 4.0, 8
 
 
 def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
-    """The next trials (kinds sweep, rehearsal, replay) within `allowed` training steps; empty when nothing more is needed.
+    """The next trials (kinds sweep and rehearsal) within `allowed` training steps; empty when nothing more is needed.
 
-    Left out first when time is short: the replay, then ×4, then length.
+    Left out first when time is short: ×4, then length.
     """
     start, stop = len(run.step), horizon(run)
-    if stop <= start or explosion(run):
+    if stop <= start or seen_in_window(run):
         return ()
-    if "sweep" not in run.trials and "x1" not in run.trials:
-        spread = even(start, stop, min(SWEEP, max(int(allowed / 4 / SWEEP_COST), LEAST)))
+    if "x1" in run.trials:
+        return _again(run, start, stop, allowed)
+    if "sweep" not in run.trials:
+        spread = even(start, stop, int(min(SWEEP, max(allowed / 4 / SWEEP_COST, LEAST))))
         return (Trial("sweep", "sweep", indexes=_ints(spread)),)
-    if "x1" not in run.trials:
-        return _first(run, start, stop, allowed)
-    return _confirming(run, start, stop, allowed)
-
-
-def horizon(run: Run) -> int:
-    """The planned number of optimizer steps; where it is not known, 400 after the window."""
-    return run.header.plan.total_steps or len(run.step) + EXACT
+    return _first(run, start, stop, allowed)
 
 
 def _first(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
     rest = stop - start
-    full = rest <= EXACT and rest + SHORT <= allowed
-    replay = even(start, stop, REPLAY)
-    worst = _sweep(run)
-    if len(replay) > REPLAY_AT and len(worst):
-        replay[REPLAY_AT] = worst[0]
-    wanted = [
-        _trial("x1", 1.0, np.arange(start, stop) if full else _draw(run, start, stop, SHORT)),
-        _trial("x2", 2.0, _draw(run, start, stop, SHORT)),
-        _trial("x4", 4.0, _draw(run, start, stop, SHORTEST)),
-        Trial("replay", "replay", indexes=_ints(replay), lr_at="peak"),
-    ]
-    while len(wanted) > 2 and _steps(wanted) > allowed:
-        wanted.pop()
-    if _steps(wanted) > allowed:
-        shorter = max(LEAST, int(allowed / len(wanted)))
-        wanted = [_trial(t.name, t.lr_factor, _draw(run, start, stop, shorter)) for t in wanted]
-    return tuple(wanted)
+    full = rest <= EXACT and rest + X2 <= allowed
+    first = rest if full else X1
+    four = first + X2 + X4 <= allowed
+    shrink = 1.0 if full else min(1.0, allowed / (X1 + X2))
+
+    def length(steps: int) -> int:
+        return max(LEAST, int(shrink * steps))
+
+    wanted = [_exact("x1", start, stop) if full else _compressed(run, "x1", 1.0, length(X1))]
+    wanted.append(_compressed(run, "x2", 2.0, length(X2)))
+    return tuple(wanted + ([_compressed(run, "x4", 4.0, X4)] if four else []))
 
 
-def _confirming(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
-    seen = {one.name: one for one in rehearsed(run)}
-    exact = "x1" in run.trials and len(_indexes(run.trials["x1"])) == stop - start
-    if exact or allowed < SHORT or "x1-second" in run.trials:
+def _again(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
+    """What an alarm asks for."""
+    seen = rehearsed(run)
+    if any(one.full for one in seen) or allowed < X1:
         return ()
-    long = int(min(LONG, allowed))
-    if "x1-long" not in run.trials:
-        if any(suspicious(one) for one in seen.values()):
-            return (_trial("x1-long", 1.0, _draw(run, start, stop, long)),)
-        return ()
-    if "x1" in seen and "x1-long" in seen and seen["x1"].failed != seen["x1-long"].failed:
-        return (_trial("x1-second", 1.0, between(start, stop, long), draw=1),)
-    return ()
+    names = set(run.trials)
+    if "x1-long" not in names and alarming(run, seen):
+        return _confirmation(run, start, stop, allowed)
+    only_at_four = "x1-long" not in names and "x2-long" not in names and any(one.failed for one in seen)
+    return (_compressed(run, "x2-long", 2.0, int(min(X2_LONG, allowed))),) if only_at_four else ()
 
 
-def suspicious(one: Rehearsed) -> bool:
-    """Worth a longer look: failed, or half-way there, at up to twice the planned learning rate."""
-    return one.lr_factor <= 2 and (one.failed or one.loss_rise > 0.5 or one.norm_rise > 2)
+def _confirmation(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
+    if stop - start <= min(CONFIRM, allowed):
+        return (_exact("x1-long", start, stop),)
+    length = int(min(X1_LONG, max(X1, (allowed - NEXT) / 2)))
+    second = Trial("rehearsal", "x1-second", indexes=_ints(between(start, stop, length)), draw=1)
+    return (_exact("next", start, min(stop, start + NEXT)), _compressed(run, "x1-long", 1.0, length), second)
+
+
+def alarming(run: Run, seen: list[Rehearsed]) -> bool:
+    """Whether a rehearsal at ×1 or ×2 failed, or the first at ×1 creeps upwards."""
+    if any(one.failed for one in seen if one.lr_factor <= 2):
+        return True
+    first = planned(seen)[:1]
+    return any(not one.nonfinite and creeps(run.trials[one.name].loss, horizon(run) - len(run.step)) for one in first)
+
+
+def creeps(losses: Floats, remaining: int) -> bool:
+    """A small but certain growth of the loss that would be ten-fold by the end of the plan: compression hides it."""
+    sizes = np.abs(losses[np.isfinite(losses) & (losses != 0)])
+    logs = np.log10(sizes)
+    third = len(logs) // 3
+    if third < CREEP_LEAST:
+        return False
+    first, middle, last = logs[:third], logs[third : 2 * third], logs[-third:]
+    grown = median(last) - median(first)
+    noise = 1.25 * float(np.hypot(_spread(first), _spread(last))) / np.sqrt(third)
+    rises = median(first) < median(middle) < median(last)
+    return bool(rises and grown > CREEP_NOISE * noise and grown / (2 * third) * remaining > 1)
 
 
 def even(start: int, stop: int, count: int) -> Indexes:
@@ -112,29 +123,28 @@ def with_worst(indexes: Indexes, worst: Indexes) -> Indexes:
     return np.sort(drawn)
 
 
-def _draw(run: Run, start: int, stop: int, count: int) -> Indexes:
-    return with_worst(even(start, stop, count), _sweep(run)[: max(2, count // 10)])
+def _exact(name: str, start: int, stop: int) -> Trial:
+    return Trial("rehearsal", name, indexes=tuple(range(start, stop)))
+
+
+def _compressed(run: Run, name: str, factor: float, length: int) -> Trial:
+    spread = even(len(run.step), horizon(run), length)
+    drawn = with_worst(spread, _sweep(run)[: max(2, len(spread) // WORST)])
+    return Trial("rehearsal", name, lr_factor=factor, indexes=_ints(drawn))
 
 
 def _sweep(run: Run) -> Indexes:
-    """The swept steps of the plan, the worst loss first; a nonfinite one is the worst."""
-    if "sweep" not in run.trials:
+    """The swept steps of the plan, the worst |loss| first; a nonfinite one is the worst."""
+    trial = run.trials.get("sweep")
+    made = trial.header.trial if trial else None
+    if trial is None or made is None:
         return np.zeros(0, np.int64)
-    sweep = run.trials["sweep"]
-    badness = np.where(np.isfinite(sweep.loss), np.abs(sweep.loss), np.inf)
-    return _indexes(sweep)[: len(badness)][np.argsort(-badness, kind="stable")]
+    badness = np.where(np.isfinite(trial.loss), np.abs(trial.loss), np.inf)
+    return np.asarray(made.indexes, np.int64)[: len(badness)][np.argsort(-badness, kind="stable")]
 
 
-def _indexes(trial: Run) -> Indexes:
-    return np.asarray(trial.header.trial.indexes if trial.header.trial else (), np.int64)
-
-
-def _trial(name: str, lr_factor: float, indexes: Indexes, draw: int = 0) -> Trial:
-    return Trial("rehearsal", name, lr_factor=lr_factor, indexes=_ints(indexes), draw=draw)
-
-
-def _steps(trials: list[Trial]) -> int:
-    return sum(len(trial.indexes) for trial in trials)
+def _spread(values: Floats) -> float:
+    return 1.4826 * median(np.abs(values - median(values)))
 
 
 def _ints(indexes: Indexes) -> tuple[int, ...]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import median, unscaled_norms, usable
-from gradscope.diagnosis.window import EARLY_LOSSES, NOT_LEARNED, nonfinite_losses, nonfinite_steps
+from gradscope.diagnosis.window import EARLY_LOSSES, NOT_RECOVERED, is_nonfinite, late_loss
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
-LATE_LOSSES, LATE_SHARE, REFERENCE = 8, 10, 20
+REFERENCE = 20
+UNKNOWN = 400
 LEAST, MOST = -3.0, 12.0
 LOSS_FAILS, NORM_FAILS, NORM_BLOWN = 10.0, 30.0, 1000.0
 
@@ -33,7 +34,8 @@ class Reference:
 class Rehearsed:
     """One rehearsal against the window. `loss_rise` and `norm_rise` are log10, within [−3, 12]; nonfinite is 12.
 
-    `exact`: every coming step of the plan in turn, nothing compressed. `compression`: plan steps for each of its own.
+    `full`: every step left in the plan, in turn. `next`: only the first of them, in turn. `length`: steps it was
+    to take, of which `steps` were taken. `compression`: plan steps for each of its own.
     """
 
     name: str
@@ -41,7 +43,9 @@ class Rehearsed:
     lr_factor: float
     draw: int
     steps: int
-    exact: bool
+    length: int
+    full: bool
+    next: bool
     compression: float
     loss_rise: float
     norm_rise: float
@@ -63,44 +67,46 @@ def rehearsed(run: Run) -> list[Rehearsed]:
     base = reference(run)
     about = {name: trial.header.trial for name, trial in sorted(run.trials.items()) if len(trial.step)}
     return [
-        _judge(run.trials[name], base, made)
+        _judge(run, run.trials[name], base, made)
         for name, made in about.items()
         if made and made.kind in ("rehearsal", "replay") and made.max_norm is None and _ended(run.trials[name])
     ]
 
 
-def is_nonfinite(trial: Run) -> bool:
-    """Whether a loss, or a gradient that was not skipped, became nonfinite."""
-    return bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or trial.header.ending.how == "nonfinite"
+def planned(trials: list[Rehearsed]) -> list[Rehearsed]:
+    """The rehearsals of the plan at its own learning rate: the first draw first, the shortest of a draw first."""
+    chosen = [one for one in trials if one.kind == "rehearsal" and one.lr_factor == 1.0 and not one.next]
+    return sorted(chosen, key=lambda one: (one.draw, one.length))
 
 
-def late_loss(trial: Run) -> float:
-    """The median |loss| of the last tenth of its steps, of 8 at least."""
-    made = trial.header.trial
-    length = len(made.indexes) if made and made.indexes else len(trial.step)
-    return median(np.abs(trial.loss[-max(LATE_LOSSES, length // LATE_SHARE) :]))
+def horizon(run: Run) -> int:
+    """The planned number of optimizer steps; where it is not known, 400 after the window."""
+    return run.header.plan.total_steps or len(run.step) + UNKNOWN
 
 
 def _ended(trial: Run) -> bool:
     return trial.header.ending.how in ("finished", "nonfinite") or is_nonfinite(trial)
 
 
-def _judge(trial: Run, base: Reference, made: Trial) -> Rehearsed:
+def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
     nonfinite = is_nonfinite(trial)
     late = np.inf if nonfinite else late_loss(trial)
     peak = np.inf if nonfinite else float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
     grew = late > LOSS_FAILS * base.loss and peak > NORM_FAILS * base.norm
-    learned = late <= NOT_LEARNED * base.first_loss
+    learned = late <= NOT_RECOVERED * base.first_loss
     blown = peak > NORM_BLOWN * base.norm > 0 and not learned
     indexes = made.indexes
     covered = indexes[-1] - indexes[0] + 1 if indexes else len(trial.step)
+    in_turn = bool(indexes) and covered == len(indexes)
     return Rehearsed(
         name=made.name,
         kind=made.kind,
         lr_factor=made.lr_factor,
         draw=made.draw,
         steps=len(trial.step),
-        exact=bool(indexes) and covered == len(indexes),
+        length=len(indexes) or len(trial.step),
+        full=in_turn and indexes[0] <= len(run.step) and indexes[-1] >= horizon(run) - 1,
+        next=in_turn and indexes[-1] < horizon(run) - 1,
         compression=covered / max(1, len(indexes) or len(trial.step)),
         loss_rise=_rise(late, base.loss),
         norm_rise=_rise(peak, base.norm),

@@ -81,7 +81,7 @@ def median(values: Any) -> float:
     """The median of the finite values; NaN when there is none."""
     kept = np.asarray(values, float)
     kept = kept[np.isfinite(kept)]
-    return float(np.median(kept)) if len(kept) else float("nan")
+    return float(np.percentile(kept, 50)) if len(kept) else float("nan")
 
 
 def log10(values: Any) -> Floats:

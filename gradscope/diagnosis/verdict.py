@@ -1,9 +1,9 @@
 """Will it explode? From the window what it shows, from rehearsals what it foresees.
 
-The score sums the rise of loss and norm, in decades, over the rehearsals; the nearer a rehearsal is to the plan, the more it
-counts. A failure at the planned learning rate is "will-explode" when nothing was compressed or a second rehearsal confirms
-it; a failure at a multiple only, or an unconfirmed one, is thin headroom. "exploding" is also an explosion within the next
-20 steps, uncompressed.
+A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without one, "will-explode" needs a long rehearsal at
+the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
+an explosion within the next 20 steps, uncompressed. The score sums the rise of loss and norm in decades: 3 × that of the
+rehearsal nearest to the plan, the worst at ×2, half of that at ×4.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, rehearsed
+from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, rehearsed
 from gradscope.diagnosis.series import count, median, number, read_at
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
@@ -27,12 +27,10 @@ from gradscope.runs.run import Run
 
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
+NEAREST, TWICE, FOUR_TIMES = 3.0, 1.0, 0.5
 SURE = 4 * MOST
-EXPLODING = 2 * SURE
+EXPLODING = SURE + 2 * MOST * (NEAREST + TWICE + FOUR_TIMES)
 """The top of the scale."""
-PLANNED, LONG, FIRST, OTHER_DRAW = 3.0, 2.0, 1.0, 1.0
-WEIGHTS = {2.0: 1.0, 4.0: 0.5}
-REPLAY = 0.25
 TESTED = 50.0
 CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes later; rehearsals can"
 
@@ -43,74 +41,81 @@ def judge(run: Run) -> Verdict:
     if seen:
         return Verdict("exploding", EXPLODING, None, seen.first_step, (seen.reason,))
     trials = rehearsed(run)
-    planned = _planned(trials)
-    if planned and planned[0].exact and (soon := _seen_next(run, run.trials[planned[0].name])):
-        return Verdict("exploding", EXPLODING, _headroom(trials), None, (soon,))
+    if soon := next((said for one in trials if (said := _seen_next(run, one))), None):
+        return Verdict("exploding", EXPLODING, 1.0, None, (soon,))
     if not enough(run):
         return Verdict("unknown", None, None, None, ("too few steps with a finite loss or gradient norm to judge",))
-    if not planned:
+    if not planned(trials):
         nothing = f"no explosion in the {count(len(run.step), 'recorded step')} (norms read {read_at(run)})"
         return Verdict("unknown", None, None, None, (nothing, CANNOT_FORESEE))
-    return _from_trials(run, trials, planned)
+    return _from_trials(run, trials)
 
 
 def explosion_score(trials: list[Rehearsed]) -> float:
-    """The weighted sum of rises. ×1 counts 3 when exact or alone, else its longest 2 and another draw 1; replay ¼."""
-    planned = _planned(trials)
-    weights = {one.name: WEIGHTS.get(one.lr_factor, 0.0) for one in trials if one.kind == "rehearsal"}
-    weights |= {one.name: REPLAY for one in trials if one.kind == "replay"}
-    weights |= {one.name: FIRST if one.draw == 0 else OTHER_DRAW for one in planned}
-    same_draw = [one for one in planned if one.draw == 0] or planned
-    weights[same_draw[-1].name] = PLANNED if len(same_draw) == 1 else LONG
-    return float(sum(weights[one.name] * (one.loss_rise + one.norm_rise) for one in trials))
+    """The weighted sum of rises, none below 0. Nearest: the one in full, else the mean of two long ones, else the first."""
+    near = planned(trials)
+    full, longer = [one for one in near if one.full], near[1:]
+    nearest = full or (longer if len(longer) > 1 else near[:1])
+    twice = max((_rise(one) for one in trials if _is_at(one, 2.0)), default=0.0)
+    four = max((_rise(one) for one in trials if _is_at(one, 4.0)), default=0.0)
+    return NEAREST * sum(map(_rise, nearest)) / len(nearest) + TWICE * twice + FOUR_TIMES * four
 
 
-def _planned(trials: list[Rehearsed]) -> list[Rehearsed]:
-    """The rehearsals at the planned learning rate: first draw first, the shortest of a draw first."""
-    chosen = [one for one in trials if one.kind == "rehearsal" and one.lr_factor == 1.0]
-    return sorted(chosen, key=lambda one: (one.draw, one.steps))
+def _rise(one: Rehearsed) -> float:
+    return max(one.loss_rise, 0.0) + max(one.norm_rise, 0.0)
 
 
-def _headroom(trials: list[Rehearsed]) -> float | None:
-    return min((one.lr_factor for one in trials if one.kind == "rehearsal" and one.failed), default=None)
+def _is_at(one: Rehearsed, factor: float) -> bool:
+    return one.kind == "rehearsal" and one.lr_factor == factor
 
 
-def _seen_next(run: Run, trial: Run) -> str | None:
+def _sure(trials: list[Rehearsed]) -> bool:
+    """Whether the failures at the planned learning rate are confirmed."""
+    near = planned(trials)
+    if full := [one for one in near if one.full]:
+        return any(one.failed for one in full)
+    twice = sorted((one for one in trials if _is_at(one, 2.0)), key=lambda one: one.length)[:1]
+    return any(one.failed for one in near[1:]) and sum(one.failed for one in near + twice) > 1
+
+
+def _seen_next(run: Run, one: Rehearsed) -> str | None:
     """Whether the next steps after the window, taken as planned, explode."""
+    if not ((one.full or one.next) and _is_at(one, 1.0)):
+        return None
+    trial = run.trials[one.name]
     bad = nonfinite_steps(trial)[:NEXT] | nonfinite_losses(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
     size = np.abs(run.loss)
     first = np.fmax(median(size[:EARLY_LOSSES]), GUARD * median(size))
-    if len(trial.loss) >= NEXT and median(np.abs(trial.loss[NEXT - LATE : NEXT])) > LOSS_FACTOR * first:
+    if median(np.abs(trial.loss[NEXT - LATE : NEXT])) > LOSS_FACTOR * first:
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
 
 
-def _from_trials(run: Run, trials: list[Rehearsed], planned: list[Rehearsed]) -> Verdict:
-    failures = [one for one in planned if one.failed]
-    sure = bool(failures) and (planned[0].exact or len(failures) > 1)
+def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
+    sure = _sure(trials)
     score = explosion_score(trials) + (SURE if sure else 0.0)
-    told = [_say(one) for one in sorted(trials, key=lambda one: (one.kind, one.lr_factor, one.draw, one.steps))]
-    told += _limits(run, planned)
+    told = [_say(one) for one in sorted(trials, key=lambda one: (one.kind, one.lr_factor, one.draw, one.length))]
+    told += _limits(run, planned(trials))
     if sure:
         return Verdict("will-explode", score, 1.0, None, tuple(told))
-    if failures:
-        told.append("a rehearsal at the planned learning rate failed, but no second one confirms it")
-    failed_factors = [one.lr_factor for one in trials if one.failed]
-    if failed_factors:
-        return Verdict("thin-headroom", score, max(2.0, min(failed_factors)), None, tuple(told))
+    factors = [one.lr_factor for one in trials if one.failed]
+    if 1.0 in factors:
+        told.append("a rehearsal at the planned learning rate failed, but nothing confirms it")
+    if factors:
+        return Verdict("thin-headroom", score, max(2.0, min(factors)), None, tuple(told))
     return Verdict("stable", score, None, None, tuple(told))
 
 
-def _limits(run: Run, planned: list[Rehearsed]) -> list[str]:
+def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
     """What the rehearsals cannot know."""
     said = []
     if run.header.plan.total_steps is None:
         said.append(
-            f"the length of the plan is not known: judged for {count(planned[-1].steps, 'step')} after the window"
+            f"the length of the plan is not known: judged for {count(horizon(run) - len(run.step), 'step')} more"
         )
-    compression = min(one.compression for one in planned)
+    compression = min(one.compression for one in near)
     if compression > TESTED:
         said.append(f"the rehearsals compress the plan {compression:.0f} ×; this was tested up to {TESTED:.0f} ×")
     return said

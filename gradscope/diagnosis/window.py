@@ -12,9 +12,10 @@ from gradscope.runs.run import Floats, Run
 
 LEAST = 20
 EARLY_LOSSES, EARLY_NORMS, LATE = 5, 10, 10
+LATE_LOSSES, LATE_SHARE = 8, 10
 LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
 BLOWN, BEFORE = 1000.0, 100
-NOT_LEARNED = 0.75
+NOT_RECOVERED = 0.75
 JUMP = 30.0
 GUARD = 0.01
 """A beginning a hundred times below the median of the window is no reference."""
@@ -31,13 +32,20 @@ class Explosion:
 
 
 def explosion(run: Run) -> Explosion | None:
-    """The explosion that the recorded steps show, or None.
+    """The explosion that the recorded steps show, or None: `seen_in_window`, or a norm above 1000 × what came before it with
+    a loss that recovers neither in the window nor in a rehearsal of the plan.
+    """
+    return seen_in_window(run) or _stays_blown(run)
+
+
+def seen_in_window(run: Run) -> Explosion | None:
+    """What the recorded steps alone prove.
 
     Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 ×, median of the last 10 norms
-    above 100 ×, or a norm above 1000 × while the loss has not recovered. Steps that a gradient scaler skipped count only
-    by their loss; a loss that falls is no explosion, however negative. Norms read after clipping are not judged.
+    above 100 ×, or a norm above 1000 × the first with a last loss above 10 × the first. Steps that a gradient scaler skipped
+    count only by their loss; a loss that falls is no explosion, however negative. Norms read after clipping are not judged.
     """
-    return _nonfinite(run) or next(_grown(run), None)
+    return _nonfinite(run) or next(_grown(_Window(run)), None)
 
 
 def enough(run: Run) -> bool:
@@ -70,6 +78,18 @@ def nonfinite_losses(run: Run) -> Bools:
     return np.asarray(bad)
 
 
+def is_nonfinite(trial: Run) -> bool:
+    """Whether a loss, or a gradient that was not skipped, became nonfinite."""
+    return bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or trial.header.ending.how == "nonfinite"
+
+
+def late_loss(trial: Run) -> float:
+    """The median |loss| of the last tenth of its steps, of 8 at least."""
+    made = trial.header.trial
+    length = len(made.indexes) if made and made.indexes else len(trial.step)
+    return median(np.abs(trial.loss[-max(LATE_LOSSES, length // LATE_SHARE) :]))
+
+
 def _nonfinite(run: Run) -> Explosion | None:
     gradients, losses = nonfinite_steps(run), nonfinite_losses(run)
     bad = np.flatnonzero(gradients | losses)
@@ -80,46 +100,65 @@ def _nonfinite(run: Run) -> Explosion | None:
     return Explosion(_begin(run, row), f"{what} is nonfinite at step {run.step[row]}")
 
 
-def _grown(run: Run) -> Iterator[Explosion]:
+class _Window:
+    """The finite losses and usable norms of a run, with their rows; none of either where there are too few."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        rows = np.flatnonzero(np.isfinite(run.loss))
+        self.loss_rows = rows if len(rows) >= LEAST else rows[:0]
+        self.losses = run.loss[self.loss_rows]
+        self.sizes = np.abs(self.losses)
+        rows = np.flatnonzero(usable(run) & (run.header.measured_at == "pre_clip"))
+        self.norm_rows = rows if len(rows) >= LEAST else rows[:0]
+        self.norms = unscaled_norms(run)[self.norm_rows]
+
+    @property
+    def both(self) -> bool:
+        """Whether losses and norms are known."""
+        return bool(len(self.losses) and len(self.norms))
+
+
+def _grown(seen: _Window) -> Iterator[Explosion]:
     """What grew, the surest sign first."""
-    loss_rows, norm_rows = np.flatnonzero(np.isfinite(run.loss)), np.flatnonzero(usable(run))
-    losses, norms = run.loss[loss_rows], unscaled_norms(run)[norm_rows]
-    judged = run.header.measured_at == "pre_clip" and len(norms) >= LEAST
-    first, last = _first(np.abs(losses), EARLY_LOSSES), median(np.abs(losses[-LATE:]))
-    if len(losses) >= LEAST and last > LOSS_FACTOR * first and _rose(losses):
-        yield _explosion(
-            run, loss_rows, np.abs(losses), (last, first, LOSS_FACTOR), f"median |loss| of the last {LATE}"
-        )
-    if judged and median(norms[-LATE:]) > NORM_FACTOR * _first(norms, EARLY_NORMS):
-        ends = (median(norms[-LATE:]), _first(norms, EARLY_NORMS), NORM_FACTOR)
-        yield _explosion(run, norm_rows, norms, ends, f"median gradient norm of the last {LATE}")
-    if judged and len(losses) >= LEAST and (peak := _blown(norms, losses)):
-        yield _explosion(
-            run, norm_rows, norms, (peak[0], peak[1], BLOWN), "a gradient norm, with a loss that stays up,"
-        )
+    losses, sizes, norms = seen.losses, seen.sizes, seen.norms
+    last, first = median(sizes[-LATE:]), _first(sizes, EARLY_LOSSES)
+    if last > LOSS_FACTOR * first and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
+        what = f"median |loss| of the last {LATE}"
+        yield _explosion(seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what)
+    ends = median(norms[-LATE:]), _first(norms, EARLY_NORMS), NORM_FACTOR
+    if ends[0] > NORM_FACTOR * ends[1]:
+        yield _explosion(seen.run, seen.norm_rows, norms, ends, f"median gradient norm of the last {LATE}")
+    if seen.both and norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
+        what = "the largest gradient norm, with a loss that stays up,"
+        yield _explosion(seen.run, seen.norm_rows, norms, (float(norms.max()), float(norms[0]), BLOWN), what)
 
 
-def _blown(norms: Floats, losses: Floats) -> tuple[float, float] | None:
-    """A norm above 1000 × what came before, with a loss that did not recover: that norm, and what came before."""
-    last = median(np.abs(losses[-LATE:]))
-    before = running_median(norms, BEFORE, EARLY_LOSSES)
+def _stays_blown(run: Run) -> Explosion | None:
+    seen = _Window(run)
+    before = running_median(seen.norms, BEFORE, EARLY_LOSSES)
     with np.errstate(invalid="ignore"):
-        jumps = norms > BLOWN * before
-    if jumps.any() and last > NOT_LEARNED * _first(np.abs(losses), EARLY_LOSSES):
-        row = int(np.argmax(jumps))
-        return float(norms[row]), float(before[row])
-    if norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
-        return float(norms.max()), float(norms[0])
-    return None
+        jumps = seen.norms > BLOWN * before
+    ends = [median(seen.sizes[-LATE:]), *(_end(trial) for trial in run.trials.values() if _of_the_plan(trial))]
+    if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * _first(seen.sizes, EARLY_LOSSES)):
+        return None
+    row = int(np.argmax(jumps))
+    pair = float(seen.norms[row]), float(before[row]), BLOWN
+    return _explosion(run, seen.norm_rows[row:], seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
+
+
+def _of_the_plan(trial: Run) -> bool:
+    made = trial.header.trial
+    return made is not None and made.kind == "rehearsal" and made.lr_factor == 1.0 and made.max_norm is None
+
+
+def _end(trial: Run) -> float:
+    return float("inf") if is_nonfinite(trial) else late_loss(trial)
 
 
 def _first(sizes: Floats, count: int) -> float:
     """The beginning to compare with; never below a hundredth of the median."""
     return float(np.fmax(median(sizes[:count]), GUARD * median(sizes)))
-
-
-def _rose(losses: Floats) -> bool:
-    return median(losses[-LATE:]) > median(losses[:EARLY_LOSSES])
 
 
 def _explosion(run: Run, rows: Indexes, sizes: Floats, ends: tuple[float, float, float], what: str) -> Explosion:

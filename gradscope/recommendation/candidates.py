@@ -1,46 +1,96 @@
-"""Thresholds that were tried: what each candidate trial ended with, and which one won."""
+"""Thresholds that were tried: what each candidate trial ended with, and which one won.
+
+A candidate is tried on a time-compressed training from the initial state: N steps stand for a horizon of H. N steps at the
+same learning rates go √(H/N) times less far in a random walk of clipped steps, so the trial clips at max_norm × √(H/N).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import reference
 from gradscope.diagnosis.series import median, unscaled_norms, usable
-from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
+from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
-from gradscope.recommendation.percentiles import clipped_fraction
+from gradscope.recommendation.percentiles import clipped_fraction, mean_retained_step
 from gradscope.runs.run import Run
+from gradscope.runs.schema import Trial
 
-LAST = 20
-DIVERGED = 3.0
+LAST, LAST_SHARE = 20, 10
+EARLY = 5
+DIVERGED = 10.0
+"""A last loss above this multiple of the first."""
+TIE = 1.02
+"""Losses this close are equal: then no clipping is preferred."""
 
 
 def candidates(run: Run) -> tuple[Candidate, ...]:
-    """Every trial of kind "candidate", the best first; the one with the lowest median of its last 20 |loss| is chosen."""
-    tried = [
-        _candidate(run, name, trial)
-        for name, trial in sorted(run.trials.items())
-        if _is_candidate(trial) and len(trial.step)
-    ]
-    ranked = sorted(tried, key=lambda c: (c.loss is None, c.loss or 0.0, -(c.max_norm or np.inf)))
-    if ranked and ranked[0].loss is not None:
-        ranked[0] = dataclasses.replace(ranked[0], chosen=True)
-    return tuple(ranked)
+    """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
+
+    The longest trials decide: the one with the lowest median of its last |loss| is chosen, or no clipping where that is as
+    good.
+    """
+    tried = sorted((_candidate(name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
+    if not tried or tried[0].loss is None:
+        return tuple(tried)
+    longest = [one for one in tried if one.steps == tried[0].steps and one.loss is not None]
+    equal = [one for one in longest if (one.loss or 0.0) <= TIE * tried[0].loss]
+    winner = next((one for one in equal if one.max_norm is None), tried[0])
+    return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
 
 
-def _is_candidate(trial: Run) -> bool:
-    return trial.header.trial is not None and trial.header.trial.kind == "candidate"
+def finished(run: Run) -> dict[str, Run]:
+    """The trials of kind "candidate" that came to their end, by name."""
+    made = {name: (one, one.header.trial) for name, one in sorted(run.trials.items()) if len(one.step)}
+    return {
+        name: one
+        for name, (one, about) in made.items()
+        if about and about.kind == "candidate" and (is_nonfinite(one) or one.header.ending.how == "finished")
+    }
 
 
-def _candidate(run: Run, name: str, trial: Run) -> Candidate:
-    about = trial.header.trial
-    limit = about.max_norm if about else None
-    loss = median(np.abs(trial.loss[-LAST:]))
-    broken = bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or not np.isfinite(loss)
-    diverged = broken or loss > DIVERGED * reference(run).first_loss
-    norms = unscaled_norms(trial)[usable(trial)]
-    fraction = clipped_fraction(norms, limit) if limit is not None and len(norms) else 0.0
-    origin = (about.note if about else "") or name
-    return Candidate(limit, origin, name, None if diverged else loss, fraction, diverged)
+def stretch(trial: Trial) -> float:
+    """√(H/N) of a compressed trial from the initial state; 1 where nothing is compressed."""
+    if not trial.indexes or trial.start != "initial":
+        return 1.0
+    return math.sqrt((trial.indexes[-1] + 1) / len(trial.indexes))
+
+
+def recommended(trial: Trial) -> float | None:
+    """The threshold that a candidate trial stands for."""
+    return None if trial.max_norm is None else trial.max_norm / stretch(trial)
+
+
+def final_loss(trial: Run) -> float:
+    """The median |loss| of the last tenth of a trial, of 20 steps at least; infinite where it became nonfinite."""
+    loss = median(np.abs(trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]))
+    return float("inf") if is_nonfinite(trial) or np.isnan(loss) else loss
+
+
+def diverged(trial: Run) -> bool:
+    """Whether it became nonfinite, or ended above ten times its first losses."""
+    return not final_loss(trial) <= DIVERGED * median(np.abs(trial.loss[:EARLY]))
+
+
+def _candidate(name: str, trial: Run) -> Candidate:
+    about = trial.header.trial or Trial("candidate", name)
+    loss, norms = final_loss(trial), unscaled_norms(trial)[usable(trial)]
+    clips = about.max_norm is not None and len(norms) > 0
+    limit = about.max_norm or 0.0
+    return Candidate(
+        max_norm=recommended(about),
+        origin=about.note or name,
+        trial=name,
+        loss=loss if math.isfinite(loss) else None,
+        clipped_fraction=clipped_fraction(norms, limit) if clips else 0.0,
+        mean_retained_step=mean_retained_step(norms, limit) if clips else 1.0,
+        steps=len(about.indexes),
+        diverged=diverged(trial),
+    )
+
+
+def _by_length_and_loss(one: Candidate) -> tuple[float, float, float]:
+    size = math.inf if one.max_norm is None else one.max_norm
+    return -one.steps, math.inf if one.loss is None else one.loss, size

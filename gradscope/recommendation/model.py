@@ -38,7 +38,11 @@ class LayerThreshold:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold that was tried on a trial run. `loss`: median |loss| of its last steps, None if it diverged."""
+    """A threshold that was tried on a trial run.
+
+    `loss`: median |loss| of its last steps, None if it became nonfinite; `diverged`: that, or above ten times its first.
+    `clipped_fraction` and `mean_retained_step` are over the trial's steps. `steps`: how many the trial was to take.
+    """
 
     max_norm: float | None
     origin: str
@@ -47,6 +51,8 @@ class Candidate:
     clipped_fraction: float
     diverged: bool
     chosen: bool = False
+    mean_retained_step: float = 1.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,74 +1,140 @@
 """Which thresholds to try next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First a window clipped conservatively, at a tenth of its first norm: its norms C are not the explosion's own. Then the
-candidates C.p90, C.p50, C.p10, a tenth and a hundredth of C.p10, the user's own threshold and none, each on the same
-time-compressed rehearsal.
+First a window clipped conservatively, at a tenth of its first norm: its norms are not the explosion's own, and their median
+m is the center of a grid. Then, each on 100 steps that stand for the whole plan, from the initial state: no clipping, 10 m,
+m, m/10, m/100, m/1000 and the threshold in use. Then on up to 400 steps the best of these, the value halfway to its better
+neighbour, and the runner-up where it is near. A threshold that an unclipped trial never reached is not tried: it would be
+the same trial.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from gradscope.diagnosis.plan import even, horizon
-from gradscope.diagnosis.series import unscaled_norms, usable
-from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import explosion
+from gradscope.diagnosis.plan import even
+from gradscope.diagnosis.rehearsals import horizon
+from gradscope.diagnosis.series import number, unscaled_norms, usable
+from gradscope.recommendation.candidates import final_loss, finished, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
-LENGTH, LEAST = 100, 20
 CONSERVATIVE = 0.1
-WINDOW = "clipped-window"
+DECADES = (1, 0, -1, -2, -3)
+FIRST, FINAL, LEAST = 100, 400, 20
+"""Steps of a trial of the first and of the second stage, and the least of any."""
+TRIALS = 8
+"""About how many trials the first stage takes; the second gets what is left."""
+NEAR = 1.5
+LEAST_NORMS = 5
+WINDOW, NONE = "clipped-window", "clip-none"
+
+Grid = dict[float, float]
+"""Final losses of the first stage by threshold; no clipping is infinite."""
 
 
 def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials (kinds window and candidate) within `allowed` training steps; empty when none is needed.
 
-    Left out first when time is short: candidates, then length.
+    Shortened first when time is short: the second stage, then the first.
     """
-    contaminated = explosion(run) is not None
-    if not contaminated and judge(run).verdict in ("stable", "unknown"):
+    norms = unscaled_norms(run)[usable(run)]
+    if not len(norms) or allowed < LEAST:
         return ()
-    norms = unscaled_norms(run)
-    first = norms[np.isfinite(norms) & (norms > 0)]
-    if not len(first) or allowed < LEAST:
-        return ()
-    start = "initial" if contaminated else "window"
+    steps = int(min(allowed, 1e9))
     if WINDOW not in run.trials:
-        steps = tuple(range(min(len(run.step), int(min(allowed, 1e9)))))
-        limit = CONSERVATIVE * float(first[0])
-        return (Trial("window", WINDOW, max_norm=limit, start="initial", indexes=steps),)
-    if any(trial.header.trial and trial.header.trial.kind == "candidate" for trial in run.trials.values()):
+        limit = CONSERVATIVE * float(norms[0])
+        indexes = tuple(range(min(len(run.step), steps)))
+        return (Trial("window", WINDOW, max_norm=limit, start="initial", indexes=indexes),)
+    middle = center(run)
+    if middle is None:
         return ()
-    return _candidates(run, start, allowed)
+    if NONE not in run.trials:
+        return (_trial(run, NONE, None, min(FIRST, max(LEAST, steps // TRIALS)), "no clipping"),)
+    first = [one for one in _first_stage(run, middle).values() if not _same_as_unclipped(run, one, NONE)]
+    missing = tuple(one for one in first if one.name not in run.trials)
+    return missing or _second_stage(run, middle, steps)
 
 
-def _candidates(run: Run, start: str, allowed: float) -> tuple[Trial, ...]:
+def center(run: Run) -> float | None:
+    """The median norm of the conservatively clipped window; None where it has too few."""
     window = run.trials[WINDOW]
     kept = unscaled_norms(window)[usable(window)]
-    if not len(kept):
+    return float(np.median(kept)) if len(kept) >= LEAST_NORMS else None
+
+
+def _first_stage(run: Run, middle: float) -> dict[float, Trial]:
+    """The trials beside that without clipping, by the threshold they stand for."""
+    about = run.trials[NONE].header.trial
+    length = len(about.indexes) if about else FIRST
+    limits = {middle * 10.0**k: (f"clip-{10.0**k:g}", f"{10.0**k:g} × a clipped window's median norm") for k in DECADES}
+    in_use = run.header.plan.max_norm
+    if in_use is not None and in_use > 0:
+        limits[in_use] = ("clip-in-use", "the threshold in use today")
+    return {limit: _trial(run, name, limit, length, note) for limit, (name, note) in limits.items()}
+
+
+def _second_stage(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
+    grid = _grid(run, middle)
+    order = sorted(grid, key=lambda limit: (grid[limit], limit))
+    if not math.isfinite(grid[order[0]]):
         return ()
-    p90, p50, p10 = (float(p) for p in np.percentile(kept, (90, 50, 10)))
-    wanted: dict[str, float | None] = {
-        "p10": p10,
-        "p50": p50,
-        "p90": p90,
-        "p10-tenth": p10 / 10,
-        "p10-hundredth": p10 / 100,
-        "none": None,
-    }
-    if run.header.plan.max_norm:
-        wanted = {"in-use": run.header.plan.max_norm, **wanted}
-    length = int(min(LENGTH, max(LEAST, allowed / len(wanted))))
-    names = list(wanted)[: max(1, int(min(allowed, 1e9) / length))]
-    begin = 0 if start == "initial" else len(run.step)
-    indexes = tuple(int(i) for i in even(begin, horizon(run), length))
-    return tuple(
-        Trial("candidate", f"clip-{name}", max_norm=wanted[name], start=start, indexes=indexes, note=_origin(name))
-        for name in names
-    )
+    chosen = [order[0], halfway(grid, middle)]
+    if grid[order[1]] <= NEAR * grid[order[0]]:
+        chosen.append(order[1])
+    ran = [run.trials[NONE].header.trial, *(one.header.trial for one in run.trials.values())]
+    length = min(FINAL, steps // len(chosen), horizon(run))
+    if length < min(horizon(run), 2 * len(ran[0].indexes if ran[0] else ())):
+        return ()
+    wanted = [_final(run, limit, length) for limit in sorted(set(chosen), reverse=True)]
+    tried = {(one.max_norm, one.indexes) for one in ran if one and one.kind == "candidate"}
+    new = [one for one in wanted if (one.max_norm, one.indexes) not in tried]
+    unclipped = [one for one in new if one.max_norm is None]
+    if unclipped:
+        return tuple(unclipped)
+    return tuple(one for one in new if not _same_as_unclipped(run, one, "final-none"))
 
 
-def _origin(name: str) -> str:
-    words = {"none": "no clipping", "in-use": "the threshold in use today"}
-    return words.get(name, f"{name.replace('-', ', a ')} of a conservatively clipped window")
+def halfway(grid: Grid, middle: float) -> float:
+    """The geometric middle between the best threshold and the better of its neighbours."""
+    ladder = sorted(grid)
+    best = min(ladder, key=lambda limit: (grid[limit], limit))
+    place = ladder.index(best)
+    beside = [ladder[i] for i in (place - 1, place + 1) if 0 <= i < len(ladder)]
+    neighbour = min(beside, key=lambda limit: (grid[limit], limit))
+    top = middle * 10.0 ** (DECADES[0] + 0.25)
+    return math.sqrt(min(best, top) * min(neighbour, top))
+
+
+def _grid(run: Run, middle: float) -> Grid:
+    """The first stage's outcomes; a threshold that was not tried, because it is the same as none, has none's."""
+    done = finished(run)
+    unclipped = final_loss(run.trials[NONE])
+    grid: Grid = {math.inf: unclipped}
+    for limit, one in _first_stage(run, middle).items():
+        grid[limit] = final_loss(done[one.name]) if one.name in done else unclipped
+    return grid
+
+
+def _same_as_unclipped(run: Run, trial: Trial, name: str) -> bool:
+    """Whether the unclipped trial `name` of the same steps never reached the trial's threshold."""
+    unclipped = run.trials.get(name)
+    about = unclipped.header.trial if unclipped else None
+    if unclipped is None or about is None or about.indexes != trial.indexes or trial.max_norm is None:
+        return False
+    largest = float(unscaled_norms(unclipped)[usable(unclipped)].max(initial=0.0))
+    return math.isfinite(final_loss(unclipped)) and largest <= trial.max_norm
+
+
+def _final(run: Run, limit: float, length: int) -> Trial:
+    if math.isinf(limit):
+        return _trial(run, "final-none", None, length, "no clipping")
+    return _trial(run, f"final-{limit:.6g}", limit, length, f"{number(limit)}, tried longer")
+
+
+def _trial(run: Run, name: str, max_norm: float | None, length: int, note: str) -> Trial:
+    indexes = tuple(int(i) for i in even(0, horizon(run), length))
+    plain = Trial("candidate", name, start="initial", indexes=indexes, note=note)
+    clip = None if max_norm is None else max_norm * stretch(plain)
+    return Trial("candidate", name, max_norm=clip, start="initial", indexes=indexes, note=note)

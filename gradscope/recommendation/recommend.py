@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recomm
 from gradscope.recommendation.percentiles import (
     check_percentiles,
     clipped_fraction,
-    mean_retained_step,
     mode,
     thresholds,
 )
@@ -59,47 +59,52 @@ def recommend(
         layers=_layers(basis, asked[0], by) if per_layer else (),
     )
     tried = candidates(run) if by == "norm" else ()
-    return _verified(plain, tried, basis) if tried else plain
+    return _verified(plain, tried) if tried else plain
 
 
-def _verified(plain: Recommendation, tried: tuple[Candidate, ...], basis: Basis) -> Recommendation:
+def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
     """The recommendation with the winner of the candidates in place of the percentile."""
-    best = tried[0]
+    best = next((one for one in tried if one.chosen), None)
     amount = count(len(tried), "threshold")
-    if not best.chosen:
-        reason = f"None of {amount} tried held: each diverged on its trial run. Clipping alone does not help here."
-        return _off(plain, tried, False, reason)
-    loss = number(best.loss or 0.0)
+    if best is None:
+        reason = f"None of {amount} tried held: each diverged on its trial. Clipping alone does not help here."
+        return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
+    over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"
     if best.max_norm is None:
-        return _off(plain, tried, True, f"Of {amount} tried, not clipping ended at the lowest loss, {loss}.")
-    fraction = clipped_fraction(basis.sizes, best.max_norm)
+        reason = f"Of {amount} tried, none ended at a lower loss than not clipping: {number(best.loss or 0.0)} {over}."
+        return dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
+    percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
-        f"Of {amount} tried, {number(best.max_norm)} ({best.origin}) ended at the lowest loss, {loss}; "
-        f"it clipped {percent(best.clipped_fraction)} of its trial's steps."
+        f"Of {amount} tried, {number(best.max_norm)} ended at the lowest loss, {number(best.loss or 0.0)} {over}"
+        f"{_without(tried)}; it clipped {percent(best.clipped_fraction)} of them. "
+        f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )
+    if best.diverged:
+        reason += " Even so its loss ended far above where it began: clipping alone does not rescue this training."
     return dataclasses.replace(
         plain,
         max_norm=best.max_norm,
-        mode=mode(fraction),
-        clipped_fraction=fraction,
-        mean_retained_step=mean_retained_step(basis.sizes, best.max_norm),
-        verified=True,
+        mode=mode(best.clipped_fraction),
+        clipped_fraction=best.clipped_fraction,
+        mean_retained_step=best.mean_retained_step,
+        verified=not best.diverged,
         reason=reason,
         candidates=tried,
     )
 
 
-def _off(plain: Recommendation, tried: tuple[Candidate, ...], verified: bool, reason: str) -> Recommendation:
-    return dataclasses.replace(
-        plain,
-        max_norm=None,
-        mode="off",
-        clipped_fraction=0.0,
-        mean_retained_step=1.0,
-        verified=verified,
-        reason=reason,
-        candidates=tried,
-    )
+_OFF: dict[str, Any] = {"max_norm": None, "mode": "off", "clipped_fraction": 0.0, "mean_retained_step": 1.0}
+
+
+def _without(tried: tuple[Candidate, ...]) -> str:
+    """How the longest trial without clipping ended."""
+    plain = next((one for one in tried if one.max_norm is None), None)
+    if plain is None:
+        return ""
+    if plain.diverged or plain.loss is None:
+        return " (without clipping it diverged)"
+    over = f" over {plain.steps}" if plain.steps else ""
+    return f" (without clipping {number(plain.loss)}{over})"
 
 
 def _layers(basis: Basis, percentile: float, by: By) -> tuple[LayerThreshold, ...]:

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from gradscope.diagnosis.layers import rank_layers
-from gradscope.diagnosis.plan import even, horizon
-from gradscope.diagnosis.rehearsals import is_nonfinite, reference
+from gradscope.diagnosis.plan import even
+from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.series import median
 from gradscope.diagnosis.verdict import judge
+from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.candidates import DIVERGED, LAST, candidates
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
@@ -52,7 +53,11 @@ def _single(run: Run) -> list[Trial]:
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
     top = next(
-        (layer for layer in rank_layers(run) if layer.level == "high" and layer.component == "init" and layer.factor),
+        (
+            layer
+            for layer in rank_layers(run)
+            if layer.level == "high" and layer.component == "initialisation" and layer.factor
+        ),
         None,
     )
     if top and top.factor:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import gradscope.diagnosis.rules as rules_package
-from gradscope.diagnosis import diagnose, explain, rules_table
+from gradscope.diagnosis.diagnose import diagnose
+from gradscope.diagnosis.explain import explain, rules_table
 from gradscope.diagnosis.explain import HEADINGS, documentation
 from gradscope.diagnosis.rules import RULES
 from gradscope.diagnosis.series import count, number, percent

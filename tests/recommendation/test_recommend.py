@@ -97,46 +97,82 @@ def test_a_clean_window_is_used_although_a_clipped_one_is_there(tmp_path):
     assert recommend(make_run(tmp_path, NORMS, trials=trials)).steps_used == 101
 
 
-def candidate(name, max_norm, loss, norms=None, note=""):
+def candidate(name, max_norm, loss, norms=None, note="", **more):
     norms = np.ones(len(loss)) if norms is None else norms
-    return {name: (Trial("candidate", name, max_norm=max_norm, note=note), loss, norms)}
+    return {name: (Trial("candidate", name, max_norm=max_norm, note=note, **more), loss, norms)}
 
 
 def test_the_candidate_with_the_lowest_loss_wins(tmp_path):
-    trials = candidate("a", 0.5, np.full(60, 0.9)) | candidate("b", 1.2, np.full(60, 0.4), note="C.p50")
-    trials |= candidate("c", 9.0, [1.0, NAN]) | candidate("d", 5.0, np.full(60, 3.1))
+    trials = candidate("a", 0.5, np.full(60, 0.9)) | candidate("b", 1.2, np.full(60, 0.4), note="halfway")
+    trials |= candidate("c", 9.0, [1.0, NAN]) | candidate("d", 5.0, [1.0] * 30 + [11.0] * 30)
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
-    assert (found.max_norm, found.verified, found.mode) == (1.2, True, "step limiter")
+    assert (found.max_norm, found.verified, found.mode) == (1.2, True, "safety net")
     assert found.thresholds[0].max_norm == pytest.approx(1.95)
     assert [(c.origin, c.loss, c.diverged, c.chosen) for c in found.candidates] == [
-        ("C.p50", 0.4, False, True),
+        ("halfway", 0.4, False, True),
         ("a", 0.9, False, False),
+        ("d", 11.0, True, False),
         ("c", None, True, False),
-        ("d", None, True, False),
     ]
     assert found.candidates[1].clipped_fraction == 1
-    assert "Of 4 thresholds tried, 1.2 (C.p50) ended at the lowest loss, 0.4" in found.reason
-    assert found.clipped_fraction == pytest.approx((NORMS > 1.2).mean())
+    assert found.candidates[1].mean_retained_step == 0.5
+    assert "Of 4 thresholds tried, 1.2 ended at the lowest loss, 0.4 on its trial; it clipped 0 %" in found.reason
+    assert "It is 0.615 × the 95th percentile, 1.95." in found.reason
 
 
-def test_only_the_last_twenty_losses_of_a_candidate_count(tmp_path):
+def test_only_the_last_losses_of_a_candidate_count(tmp_path):
     trials = candidate("late", 1.0, [9.0] * 40 + [0.1] * 20) | candidate("early", 2.0, [0.01] * 40 + [0.5] * 20)
     assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == 1.0
 
 
+def test_the_longest_trials_decide(tmp_path):
+    short, long = tuple(range(0, 400, 8)), tuple(range(0, 400, 4))
+    trials = candidate("short", 0.5, np.full(50, 0.1), indexes=short)
+    trials |= candidate("none", None, np.full(50, 3.0), indexes=short)
+    trials |= candidate("long", 2.0, np.full(100, 0.4), indexes=long) | candidate("broke", 9.0, [INF], indexes=long)
+    found = recommend(make_run(tmp_path, NORMS, trials=trials))
+    assert found.max_norm == 2.0
+    assert "over 100 trial steps (without clipping 3 over 50)" in found.reason
+
+
+def test_a_compressed_trial_stands_for_a_smaller_threshold(tmp_path):
+    trials = candidate("a", 2.0, np.full(100, 0.4), indexes=tuple(range(3, 400, 4)), start="initial")
+    assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == pytest.approx(1.0)
+
+
 def test_not_clipping_can_win(tmp_path):
-    trials = candidate("none", None, np.full(60, 0.1)) | candidate("a", 0.5, np.full(60, 0.9))
+    trials = candidate("none", None, np.full(60, 0.102)) | candidate("a", 0.5, np.full(60, 0.1))
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
     assert (found.max_norm, found.mode, found.verified) == (None, "off", True)
-    assert "not clipping ended at the lowest loss" in found.reason
+    assert (found.clipped_fraction, found.mean_retained_step) == (0, 1)
+    assert "none ended at a lower loss than not clipping: 0.102 on its trial" in found.reason
+    closer = candidate("none", None, np.full(60, 0.103)) | candidate("a", 0.5, np.full(60, 0.1))
+    assert recommend(make_run(tmp_path, NORMS, trials=closer)).max_norm == 0.5
+
+
+def test_a_trial_without_clipping_that_diverged_is_told(tmp_path):
+    trials = candidate("none", None, [1.0, INF]) | candidate("a", 0.5, np.full(60, 0.1))
+    assert "(without clipping it diverged)" in recommend(make_run(tmp_path, NORMS, trials=trials)).reason
 
 
 def test_when_nothing_holds_it_says_so(tmp_path):
-    trials = candidate("a", 0.5, [NAN] * 5) | candidate("b", 0.1, np.full(60, 99.0))
+    trials = candidate("a", 0.5, [NAN] * 5) | candidate("b", 0.1, [1.0, INF])
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
     assert (found.max_norm, found.mode, found.verified) == (None, "off", False)
     assert "Clipping alone does not help" in found.reason
     assert not any(c.chosen for c in found.candidates)
+
+
+def test_a_winner_that_does_not_rescue_is_not_called_verified(tmp_path):
+    trials = candidate("a", 0.5, [1.0] * 30 + [50.0] * 30) | candidate("b", 0.1, [1.0, INF])
+    found = recommend(make_run(tmp_path, NORMS, trials=trials))
+    assert (found.max_norm, found.verified) == (0.5, False)
+    assert "does not rescue" in found.reason
+
+
+def test_a_candidate_that_took_no_usable_step_clipped_none(tmp_path):
+    (one,) = recommend(make_run(tmp_path, NORMS, trials=candidate("a", 0.5, [INF], [INF]))).candidates
+    assert (one.clipped_fraction, one.mean_retained_step, one.loss) == (0, 1, None)
 
 
 def test_empty_trials_and_other_kinds_are_no_candidates(tmp_path):

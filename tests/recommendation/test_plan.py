@@ -1,0 +1,131 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gradscope.recommendation.candidates import candidates, stretch
+from gradscope.recommendation.plan import FINAL, FIRST, halfway, next_candidates
+from gradscope.runs.schema import Plan
+from tests.builders import make_run
+
+INF = float("inf")
+PLAN = Plan(total_steps=1600)
+
+
+def outcome(trial, best=0.05):
+    """A pretended training whose loss is least where it is clipped at `best`, and whose norms are all 1."""
+    length = len(trial.indexes)
+    limit = 30.0 if trial.max_norm is None else trial.max_norm / stretch(trial)
+    return np.full(length, 0.1 + abs(np.log10(limit / best))), np.linspace(0.5, 1.0, length)
+
+
+def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50):
+    """Ask, play and ask again as `analyze` does; every stage with its trials, and the run at the end."""
+    trials, stages = {}, []
+    for _ in range(9):
+        run = make_run(tmp_path, norms, trials=trials, plan=plan)
+        new = [trial for trial in next_candidates(run, allowed) if trial.name not in run.trials]
+        if not new:
+            return stages, run
+        stages.append(new)
+        trials |= {trial.name: (trial, *respond(trial)) for trial in new}
+    raise AssertionError("it never has enough")
+
+
+def _large(trial):
+    """Norms that every candidate reaches, though the clipped window's are 1."""
+    return np.full(len(trial.indexes), 1.0 if trial.kind == "window" else 1e6)
+
+
+def test_the_stages(tmp_path):
+    stages, run = play(tmp_path)
+    (window,), (none,), first, final = stages
+    assert (window.kind, window.max_norm, window.start) == ("window", 0.1, "initial")
+    assert window.indexes == tuple(range(50))
+    assert (none.kind, none.max_norm, len(none.indexes)) == ("candidate", None, FIRST)
+    assert none.indexes[0] == 0
+    assert none.indexes[-1] == 1599
+    assert [trial.name for trial in first] == ["clip-0.1", "clip-0.01", "clip-0.001"]
+    assert first[0].max_norm == pytest.approx(0.075 * 4)
+    assert {len(trial.indexes) for trial in final} == {FINAL}
+    assert candidates(run)[0].chosen
+    assert candidates(run)[0].max_norm == pytest.approx(0.075)
+
+
+def test_thresholds_that_an_unclipped_trial_never_reached_are_not_tried(tmp_path):
+    stages, _ = play(tmp_path, respond=lambda trial: (outcome(trial)[0], _large(trial)))
+    assert len(stages[2]) == 5
+
+
+def test_an_unclipped_trial_that_diverged_excludes_nothing(tmp_path):
+    def respond(trial):
+        loss, norms = outcome(trial)
+        return (np.array([1.0, INF]), np.ones(2)) if trial.max_norm is None else (loss, norms)
+
+    stages, run = play(tmp_path, respond=respond)
+    assert len(stages[2]) == 5
+    assert next(c for c in candidates(run) if c.max_norm is None).diverged
+
+
+def test_the_best_without_clipping_is_tried_alone_before_its_neighbours(tmp_path):
+    stages, run = play(tmp_path, respond=lambda trial: (np.full(len(trial.indexes), 0.5), np.ones(len(trial.indexes))))
+    assert [trial.name for trial in stages[3]] != []
+    assert candidates(run)[0].loss == 0.5
+
+
+def test_no_clipping_goes_to_the_finals_when_it_is_best(tmp_path):
+    def respond(trial):
+        loss = 0.1 if trial.max_norm is None else 1.0
+        return np.full(len(trial.indexes), loss), _large(trial)
+
+    stages, run = play(tmp_path, respond=respond)
+    assert [trial.name for trial in stages[3]] == ["final-none"]
+    assert len(stages[4]) == 1
+    assert next(c for c in candidates(run) if c.chosen).max_norm is None
+
+
+def test_the_threshold_in_use_is_tried(tmp_path):
+    stages, _ = play(tmp_path, plan=dataclasses.replace(PLAN, max_norm=0.2))
+    assert stages[2][-1].name == "clip-in-use"
+    assert stages[2][-1].note == "the threshold in use today"
+    stages, _ = play(tmp_path, plan=dataclasses.replace(PLAN, max_norm=0.0))
+    assert "clip-in-use" not in [trial.name for trial in stages[2]]
+
+
+def test_a_short_plan_is_tried_in_full_and_nothing_twice(tmp_path):
+    stages, _ = play(tmp_path, plan=Plan(total_steps=60))
+    tried = [(trial.max_norm, trial.indexes) for stage in stages[1:] for trial in stage]
+    assert len(tried) == len(set(tried))
+    assert {indexes for _, indexes in tried} == {tuple(range(60))}
+
+
+def test_when_every_threshold_diverges_it_stops(tmp_path):
+    def respond(trial):
+        return (np.ones(50), np.ones(50)) if trial.kind == "window" else (np.array([1.0, INF]), np.ones(2))
+
+    stages, run = play(tmp_path, respond=respond)
+    assert len(stages) == 3
+    assert not any(c.chosen for c in candidates(run))
+
+
+def test_short_time_shortens_the_second_stage_then_the_first(tmp_path):
+    stages, _ = play(tmp_path, allowed=600)
+    assert {len(trial.indexes) for trial in stages[3]} == {300}
+    stages, _ = play(tmp_path, allowed=200)
+    assert len(stages) == 4
+    assert {len(trial.indexes) for trial in stages[2]} == {25}
+    stages, _ = play(tmp_path, allowed=70)
+    assert len(stages) == 3
+    assert play(tmp_path, allowed=19)[0] == []
+
+
+def test_nothing_to_try_without_norms(tmp_path):
+    assert next_candidates(make_run(tmp_path, [float("nan")])) == ()
+    few = play(tmp_path, respond=lambda trial: (np.ones(4), np.ones(4)))[0]
+    assert [trial.name for stage in few for trial in stage] == ["clipped-window"]
+
+
+def test_halfway_looks_to_the_better_neighbour():
+    grid = {INF: 9.0, 10.0: 5.0, 1.0: 1.0, 0.1: 2.0}
+    assert halfway(grid, 1.0) == pytest.approx(np.sqrt(0.1))
+    assert halfway({INF: 0.5, 10.0: 5.0, 1.0: 9.0}, 1.0) == pytest.approx(np.sqrt(10**1.25 * 10))
