@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from gradscope.diagnosis import diagnose
+from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.model import Diagnosis
 from gradscope.errors import NothingMeasuredError
 from gradscope.recommendation import recommend

@@ -98,7 +98,7 @@ def _run(
         return _numbers(steps[name])
 
     def matrix(name: str) -> Any:
-        parts = [chunk.flatten() for chunk in steps[name].chunks]
+        parts = [chunk.values for chunk in steps[name].chunks]
         return _numbers(pa.chunked_array(parts, pa.float32())).reshape(steps.num_rows, len(header.parameters))
 
     table = ProbeTable(

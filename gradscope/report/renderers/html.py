@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gradscope.diagnosis import explain
+from gradscope.diagnosis.explain import explain
 from gradscope.diagnosis.model import Finding
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Threshold
