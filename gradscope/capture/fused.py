@@ -151,8 +151,8 @@ class FusedCall:
 
     def _backward(self) -> list[Found]:
         directions = 2 if self.module.bidirectional else 1
-        inputs, masks = self._forward()
-        outputs = [*inputs[1:], self.layout.padded(self.out)]
+        outputs, masks = self._forward()
+        inputs = [self.layout.padded(self.x), *(out * mask for out, mask in zip(outputs, masks, strict=False))]
         dh = self._arrived("out", outputs[-1])
         found: list[list[Found]] = []
         names = list(self.parts(self.module))
@@ -215,18 +215,19 @@ class FusedCall:
         return Weights(ih, hh, bias_ih, bias_hh, rest[-1] if self.module.proj_size else None)
 
     def _forward(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The padded input of every layer, and what dropout multiplied it by (from the second layer on)."""
-        inputs, masks = [self.layout.padded(self.x)], []
+        """The padded output of every layer, and what dropout multiplied it by before the next one."""
+        outputs: list[Tensor] = []
+        masks: list[Tensor] = []
+        x = self.layout.padded(self.x)
         with _random(self.random_state):
             for layer in range(self.module.num_layers - 1):
-                out = self._run(inputs[-1], layer)
-                kept = torch.ones_like(self.layout.flat(out))
+                outputs.append(self._run(x, layer))
+                kept = torch.ones_like(self.layout.flat(outputs[-1]))
                 if self.random_state is not None:
                     kept = torch.nn.functional.dropout(kept, self.module.dropout)
-                mask = kept if self.layout.batch_sizes is None else self.layout.padded(kept)
-                masks.append(_wide(mask))
-                inputs.append(out * mask)
-        return inputs, masks
+                masks.append(kept if self.layout.batch_sizes is None else self.layout.padded(kept))
+                x = outputs[-1] * masks[-1]
+        return [*outputs, self.layout.padded(self.out)], masks
 
     def _run(self, x: Tensor, layer: int) -> Tensor:
         """One layer's padded output for its padded input, by torch's own kernel."""

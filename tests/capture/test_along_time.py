@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gradscope.capture.along_time import AlongTimeProbe
+from gradscope.capture.loops import CellCalls
 
 Profile = dict[str, dict[int, float]]
 
@@ -174,10 +175,9 @@ def compare(found: dict[str, Profile], unrolled: Unrolled, rel: float = 1e-8) ->
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
-def test_padded_sequences(kind: Any, options: Any, shape: Any, given: bool) -> None:
+def test_padded_sequences(kind: Any, options: Any, shape: Any) -> None:
     net = Net(kind(4, 5, **options, **shape))
-    x, hx = torch.randn(7, 2, 3), start_of(net.rnn, 2) if given else None
+    x, hx = torch.randn(7, 2, 3), start_of(net.rnn, 2) if shape else None
     unrolled = Unrolled(net.rnn, [7, 7])
     rows, last = unrolled.run(net.into(x), hx)
     out = torch.stack([torch.stack(row) for row in rows], 1)
@@ -412,7 +412,7 @@ def test_growth_is_the_rate_of_the_recurrent_matrix() -> None:
 @pytest.mark.parametrize("size", [8, 300])
 def test_sigma_is_the_largest_singular_value(size: int) -> None:
     net = Net(nn.GRU(4, size))
-    expected = float(torch.linalg.matrix_norm(net.rnn.weight_hh_l0.chunk(3)[2], 2))
+    expected = float(torch.linalg.matrix_norm(net.rnn.weight_hh_l0.detach().chunk(3)[2], 2))
     found = plain(net, lambda: net(torch.randn(3, 1, 3)))
     assert found["sigma_recurrent"]["rnn"][0] == pytest.approx(7 * expected, rel=1e-2)
 
@@ -467,14 +467,14 @@ class Odder(nn.RNN):
 
 
 @pytest.mark.parametrize(
-    ("rnn", "reason"),
+    ("kind", "reason"),
     [
-        (Odd(4, 5), "its states could not be computed again: they differ from the layer's equations"),
-        (Odder(4, 5), "its call could not be read: "),
+        (Odd, "its states could not be computed again: they differ from the layer's equations"),
+        (Odder, "its call could not be read: "),
     ],
 )
-def test_what_is_not_as_assumed_is_said(rnn: nn.RNN, reason: str) -> None:
-    model = nn.Sequential(rnn)
+def test_what_is_not_as_assumed_is_said(kind: type[nn.RNN], reason: str) -> None:
+    model = nn.Sequential(kind(4, 5))
 
     def run() -> torch.Tensor:
         found = model(torch.randn(3, 1, 4))
@@ -483,3 +483,39 @@ def test_what_is_not_as_assumed_is_said(rnn: nn.RNN, reason: str) -> None:
     found, probe = measured(model, run)
     assert found == {}
     assert probe.unmeasured["0"].startswith(reason)
+
+
+def test_a_cell_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("strange tensor")
+
+    monkeypatch.setattr(CellCalls, "called", fails)
+    loop = Loop(nn.RNNCell(4, 5))
+    found, probe = measured(loop, lambda: loop(torch.randn(3, 2, 3)))
+    assert found == {}
+    assert probe.unmeasured["cell"] == "its call could not be read: strange tensor"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_layers_say_so() -> None:
+    net = Net(nn.RNN(4, 5))
+    net.compile(backend="eager")  # type: ignore[no-untyped-call]
+    found, probe = measured(net, lambda: net(torch.randn(3, 1, 3)))
+    assert found == {}
+    assert probe.unmeasured["rnn"] == "runs inside torch.compile, where hooks are not called"
+
+
+def test_a_matrix_that_is_no_number_has_no_sigma() -> None:
+    loop = Loop(nn.RNNCell(4, 5))
+
+    def breaks(_: torch.Tensor) -> None:
+        loop.cell.weight_hh.data.fill_(float("inf"))  # type: ignore[union-attr,operator]
+
+    def run() -> torch.Tensor:
+        loss = loop(torch.randn(3, 1, 3))
+        loss.register_hook(breaks)  # type: ignore[no-untyped-call]
+        return loss
+
+    found = measured(loop, run)[0]
+    assert "sigma_recurrent" not in found
+    assert list(found["state_grad_norm"]) == ["cell"]
