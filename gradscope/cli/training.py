@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradscope.runs.schema import Piece
-
 if TYPE_CHECKING:
+    from gradscope.runs.schema import Piece
     from gradscope.workload import Overrides
 
 DataOption = Annotated[
