@@ -6,8 +6,7 @@ import pytest
 
 import gradscope.diagnosis.rules as rules_package
 from gradscope.diagnosis.diagnose import diagnose
-from gradscope.diagnosis.explain import explain, rules_table
-from gradscope.diagnosis.explain import HEADINGS, documentation
+from gradscope.diagnosis.explain import HEADINGS, documentation, explain, rules_table
 from gradscope.diagnosis.rules import RULES
 from gradscope.diagnosis.series import count, number, percent
 from gradscope.errors import UsageError
