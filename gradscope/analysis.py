@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from gradscope.capture.along_time import AlongTimeProbe
 from gradscope.capture.gains import GainProbe
 from gradscope.capture.header import header_for
 from gradscope.capture.loop import StepSeen, run_steps
@@ -157,9 +160,9 @@ def _record(session: _Session, steps: int) -> Ending:
     probes = (
         GainProbe(workload.model),
         UpdateProbe(workload.model, workload.optimizers),
+        AlongTimeProbe(workload.model),
     )
     session.watcher.stage("window", steps)
-    started = time.monotonic()
     ending = Ending("failed", 0)
     try:
         ending = run_steps(
@@ -177,7 +180,6 @@ def _record(session: _Session, steps: int) -> Ending:
     finally:
         recorder.update_header(unmeasured={k: v for probe in probes for k, v in probe.unmeasured.items()})
         recorder.close(ending)
-    session.step_s = (time.monotonic() - started) / max(recorder.step, 1)
     return ending
 
 
@@ -217,6 +219,7 @@ def _stages(session: _Session, name: str, planner: Planner, share: float) -> Non
     """Run what the planner asks for, read everything back, ask again."""
     while True:
         run = load_run(session.directory)
+        session.step_s = float(np.percentile(np.diff(run.elapsed_s), 50)) if len(run.step) > 1 else 0.0
         trials = [t for t in planner(run, session.allowed(share)) if t.name not in run.trials]
         _note_left_out(session, name, planner(run, float("inf")), trials)
         if not trials:
