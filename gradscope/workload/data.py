@@ -105,12 +105,14 @@ def _is_lightning_stub(model: nn.Module) -> bool:
 
 
 def _choose(spec: Spec) -> str | None:
-    """The one data name of the spec; datasets that a DataLoader of the spec reads give way to it."""
+    """The one data name of the spec; what another of them is made from or reads gives way to it."""
     found = {name: spec.get(name) for name in DATA_NAMES if _may_be_data(spec.get(name))}
-    within = {id(part) for value in found.values() if isinstance(value, DataLoader) for part in _inside(value)}
+    within = {id(part) for value in found.values() for part in _inside(value)}
+    read = {name for value in found.values() for name in getattr(getattr(value, "__code__", None), "co_names", ())}
     distinct: dict[int, str] = {}
     for name, value in found.items():
-        if id(value) not in within:
+        parts = {id(part) for part in value} if isinstance(value, tuple) else {id(value)}
+        if name not in read and id(value) not in within and not parts <= within:
             distinct.setdefault(id(value), name)
     if len(distinct) > 1:
         places = ", ".join(f"`{name}` ({spec.where(name)})" for name in distinct.values())
@@ -125,16 +127,15 @@ def _may_be_data(value: Any) -> bool:
     return value is not None and not isinstance(value, ModuleType | nn.Module | int | float)
 
 
-def _inside(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The dataset of a loader and the data it wraps."""
-    dataset: Any = loader.dataset
-    while dataset is not None:
-        yield dataset
-        yield from getattr(dataset, "datasets", ())
-        tensors = getattr(dataset, "tensors", None)
-        if tensors is not None:
-            yield from tensors
-        dataset = getattr(dataset, "dataset", None)
+def _inside(value: Any) -> Iterator[Any]:
+    """What a loader or a dataset wraps: its dataset, the datasets that one is made of, their tensors."""
+    if not isinstance(value, DataLoader | Dataset):
+        return
+    yield from getattr(value, "tensors", ())
+    for part in (getattr(value, "dataset", None), *getattr(value, "datasets", ())):
+        if part is not None:
+            yield part
+            yield from _inside(part)
 
 
 def _file(path: Path, reading: _Reading) -> Data:

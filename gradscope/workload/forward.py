@@ -45,7 +45,10 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
 
 
 def _accepts(model: nn.Module, key: str) -> bool:
-    parameters = inspect.signature(model.forward).parameters
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return True
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -14,7 +14,15 @@ from torch.optim import Optimizer
 from gradscope.errors import SpecError
 from gradscope.runs.schema import Piece, Plan
 from gradscope.workload.overrides import Overrides
-from gradscope.workload.schedule import EXACT, Rates, current_rates, follows_a_metric, planned_rates, sample_steps
+from gradscope.workload.schedule import (
+    AHEAD,
+    EXACT,
+    Rates,
+    current_rates,
+    follows_a_metric,
+    planned_rates,
+    sample_steps,
+)
 from gradscope.workload.target import Spec
 
 PRECISIONS = {
@@ -93,12 +101,13 @@ def _device(value: Any, where: str) -> torch.device:
 
 
 def make_plan(
-    base: Plan, optimizers: Sequence[Optimizer], schedulers: Sequence[Any], source: str, given: str = "spec"
+    base: Plan, optimizers: Sequence[Optimizer], schedulers: Sequence[Any], source: str, given: str, seed: int
 ) -> tuple[Plan, tuple[Any, ...], tuple[Piece, ...]]:
     """The plan with its sampled schedule, the schedulers to step, and the lines `schedule` and `plan`.
 
     Without `total_steps` only the first 60 steps are sampled; a scheduler that cannot be read ahead, or follows a metric,
-    counts as constant. The line says so. `source` and `given` say where the schedulers and `total_steps` come from.
+    counts as constant. The line says so. `source` and `given` say where the schedulers and `total_steps` come from;
+    `seed` is only said.
     """
     ready = [one for one in schedulers if not follows_a_metric(one)]
     note = "" if len(ready) == len(schedulers) else "follows a metric that is not measured here, so taken as constant; "
@@ -110,7 +119,7 @@ def make_plan(
     plan = replace(base, total_steps=total, lr_steps=steps, lr=rates)
     names = " and ".join(_scheduler_name(s) for s in schedulers)
     schedule = Piece("schedule", names or "constant", source if names else "default", note + why + _shape(plan))
-    return plan, tuple(ready), (schedule, _plan_piece(plan, given))
+    return plan, tuple(ready), (schedule, _plan_piece(plan, given, seed))
 
 
 def _sampled(
@@ -119,13 +128,14 @@ def _sampled(
     constant: Rates = (current_rates(optimizers),)
     if not schedulers:
         return (0,), constant, ""
-    steps = sample_steps(EXACT if total is None else total)
+    steps = sample_steps(EXACT if total is None else min(total, AHEAD))
     try:
         rates = planned_rates(optimizers, schedulers, steps)
     except Exception as error:
         return (0,), constant, f"cannot be read ahead ({type(error).__name__}: {error}), so taken as constant; "
-    why = f"total_steps unknown, so taken as constant after step {EXACT}; " if total is None else ""
-    return steps, rates, why
+    if total is None:
+        return steps, rates, f"total_steps unknown, so taken as constant after step {EXACT}; "
+    return steps, rates, f"taken as constant after step {AHEAD}; " if total > AHEAD else ""
 
 
 def _scheduler_name(scheduler: Any) -> str:
@@ -142,11 +152,12 @@ def _shape(plan: Plan) -> str:
     return f"{warm}peak lr {peaks[top]:.4g}, ends at {peaks[-1]:.4g}"
 
 
-def _plan_piece(plan: Plan, given: str) -> Piece:
+def _plan_piece(plan: Plan, given: str, seed: int) -> Piece:
     value = "steps unknown" if plan.total_steps is None else f"{plan.total_steps:,} steps".replace(",", " ")
     parts = [
         f"clips at {plan.max_norm:g} today" if plan.max_norm is not None else "no clipping",
         plan.precision,
+        f"seed {seed}",
         *([f"accumulates {plan.accumulate} micro-steps"] if plan.accumulate > 1 else []),
         *(["set total_steps to be told about later steps"] if plan.total_steps is None else []),
     ]

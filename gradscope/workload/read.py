@@ -55,7 +55,7 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     training = read_training(spec, model, data, device)
     schedulers, where = _schedulers(read_schedulers(spec, optimizers), data)
     base, told = _base_plan(spec, given, data), _told(spec, given)
-    plan, schedulers, lines = make_plan(base, optimizers.values, schedulers, where, told)
+    plan, schedulers, lines = make_plan(base, optimizers.values, schedulers, where, told, seed)
     pieces = (model_piece(model, found), _data_piece(data, given), training.piece, optimizers.piece, *lines)
     return Workload(
         name=spec.module.__name__.rpartition(".")[2],

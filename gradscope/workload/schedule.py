@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 EXACT = 60
 """The first steps are all sampled: the window lies in them."""
 POINTS = 400
+AHEAD = 1_000_000
+"""A schedule is read ahead for so many steps at most, about ten seconds."""
 
 Rates = tuple[tuple[float, ...], ...]
 
@@ -38,6 +41,8 @@ def planned_rates(optimizers: Sequence[Optimizer], schedulers: Sequence[Any], st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for step in steps:
+            if len(copies) == 1 and type(copies[0]) is LambdaLR and step > at:
+                copies[0].last_epoch, at = step - 1, step - 1  # its rate depends on the step alone: no need to go there
             while at < step:
                 for scheduler in copies:
                     scheduler.step()
@@ -70,7 +75,7 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 def follows_a_metric(scheduler: Any) -> bool:
     """Whether it must be told a validation metric at every step, which is not measured here."""
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    return isinstance(scheduler, ReduceLROnPlateau)
 
 
 class EveryFew:

@@ -107,7 +107,11 @@ def import_source(source: Source) -> Spec:
     _read_before.add(source.module)
     sys.modules[source.module] = module
     code = compile(source.text, str(source.path), "exec")
-    call_user(lambda: exec(code, module.__dict__), f"importing {source.path.name}", source.path)
+    try:
+        call_user(lambda: exec(code, module.__dict__), f"importing {source.path.name}", source.path)
+    except BaseException:
+        sys.modules.pop(source.module, None)
+        raise
     if parent:
         setattr(sys.modules[parent], leaf, module)
     if source.chosen and not hasattr(module, source.chosen):

@@ -142,19 +142,22 @@ def test_uint8_images_become_fractions_and_whole_numbers_stay(write: Write) -> N
     assert (x.dtype, y.dtype) == (torch.int64, torch.bool)
 
 
-def test_a_dataset_gives_way_to_the_loader_that_reads_it(write: Write) -> None:
-    body = (
-        MODEL
-        + PAIR
-        + (
-            "dataset = TensorDataset(X, Y)\n"
-            "train_dataset = torch.utils.data.Subset(dataset, range(60))\n"
-            "data = X\n"
-            "loader = DataLoader(train_dataset, batch_size=6)\n"
-            "train_loader = loader\n"
-        )
-    )
-    assert data_piece(read_workload(write(body)))[0] == "train_loader"
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        ("dataset = TensorDataset(X, Y)\ndata = X\nloader = DataLoader(Subset(dataset, range(60)))\n", "loader"),
+        ("dataset = TensorDataset(X, Y)\ntrain_dataset, rest = random_split(dataset, [60, 10])\n", "train_dataset"),
+        (
+            "data = (X, Y)\ndataset = TensorDataset(*data)\nloader = train_loader = DataLoader(dataset)\n",
+            "train_loader",
+        ),
+        ("dataset = TensorDataset(X, Y)\nloader = DataLoader(ConcatDataset([dataset, dataset]))\n", "loader"),
+        ("loader = DataLoader(TensorDataset(X, Y))\ndef data():\n    while True:\n        yield from loader\n", "data"),
+    ],
+)
+def test_what_data_is_made_from_gives_way_to_it(write: Write, body: str, value: str) -> None:
+    given = "from torch.utils.data import ConcatDataset, Subset, random_split\n"
+    assert data_piece(read_workload(write(MODEL + PAIR + given + body)))[0] == value
 
 
 def test_two_data_are_an_error_with_the_commands_that_choose(write: Write) -> None:
@@ -357,6 +360,11 @@ def test_a_file_with_a_target_alone_says_what_is_missing(write: Write, files: Pa
         ("example_input = (torch.zeros(6, 4),)\n", "mse_loss"),
         ("example_input = {'input': torch.zeros(6, 4)}\nloss = lambda o, t: o.sum()\n", "<lambda>"),
         ("example_input = torch.zeros(6, 4).numpy()\n", "mse_loss"),
+        (
+            "example_input = [torch.zeros(6, 4), 3]\n"
+            "def training_step(model, batch): return batch[1] * model(batch[0]).sum()\n",
+            "training_step",
+        ),
     ],
 )
 def test_synthetic_data_is_said(write: Write, body: str, loss: str) -> None:

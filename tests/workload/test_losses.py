@@ -92,6 +92,18 @@ def test_outputs_that_carry_a_loss_and_outputs_that_do_not(write: Write, returne
     assert workload.training_step(workload.model, workload.batches.at(1)).requires_grad
 
 
+def test_a_forward_whose_signature_cannot_be_read_is_given_the_whole_dict(write: Write) -> None:
+    body = "class Net(nn.Linear):\n    forward = property(lambda self: Call(self))\n"
+    call = (
+        "class Call:\n"
+        "    __signature__ = 3\n"
+        "    def __init__(self, net): self.net = net\n"
+        "    def __call__(self, x, y): return F.cross_entropy(F.linear(x, self.net.weight), y)\n"
+    )
+    data = "model = Net(4, 3)\ndata = [{'x': torch.randn(8, 4), 'y': torch.arange(8) % 3}]\n"
+    assert read_workload(write(call + body + data)).pieces[2].value == "the model's scalar output"
+
+
 def test_every_input_a_model_needs_is_given(write: Write) -> None:
     two = (
         "class Net(nn.Bilinear):\n"

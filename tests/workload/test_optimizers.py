@@ -238,6 +238,14 @@ def test_what_is_said_of_the_schedule(write: Write, body: str, value: str, detai
     assert all(hasattr(s, "step") and type(s).__name__ != "ReduceLROnPlateau" for s in workload.schedulers)
 
 
+def test_a_very_long_schedule_is_read_ahead_without_going_there(write: Write) -> None:
+    body = SGD + "scheduler = S.LambdaLR(optimizer, lambda t: 1 - t / 10**9)\ntotal_steps = 10**8\n"
+    workload = read_workload(write(BASE + body))
+    assert pieces(workload, "schedule")[2].startswith("taken as constant after step 1000000; peak lr 1, ends at")
+    assert workload.plan.lr_steps[-1] == 999_999
+    assert workload.plan.lr[-1][0] == pytest.approx(1 - 999_999 / 10**9, rel=1e-12)
+
+
 def test_total_steps_may_come_from_the_scheduler(write: Write) -> None:
     workload = read_workload(
         write(

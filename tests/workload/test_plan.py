@@ -40,7 +40,7 @@ def test_the_plan_is_read_and_said(write: Write) -> None:
     assert (piece.value, piece.source, piece.detail) == (
         "20 000 steps",
         "model.py:7",
-        "clips at 1 today, bf16, accumulates 4 micro-steps",
+        "clips at 1 today, bf16, seed 7, accumulates 4 micro-steps",
     )
     assert [p.piece for p in workload.pieces] == ["model", "data", "loss", "optimizer", "schedule", "plan"]
 
@@ -64,7 +64,7 @@ def test_nothing_said_is_said(write: Write) -> None:
     workload = read_workload(write(BASE))
     piece = workload.pieces[-1]
     assert (piece.value, piece.source) == ("steps unknown", "default")
-    assert piece.detail == "no clipping, fp32, set total_steps to be told about later steps"
+    assert piece.detail == "no clipping, fp32, seed 0, set total_steps to be told about later steps"
     assert (workload.seed, workload.plan.batch_size, workload.plan.total_steps) == (0, 32, None)
 
 

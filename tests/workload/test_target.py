@@ -155,6 +155,7 @@ def test_a_nested_import_error_is_shown_as_it_is(write: Write) -> None:
 def test_a_file_that_raises_or_exits_names_its_line(write: Write) -> None:
     with pytest.raises(UserCodeError, match=r"importing model\.py raised ValueError at model\.py:6: no"):
         read_workload(write("x = 1\nraise ValueError('no')\n"))
+    assert "model" not in sys.modules
     with pytest.raises(UserCodeError, match=r"called sys\.exit\(3\) at model\.py:5; put what is not for import under"):
         read_workload(write("import sys; sys.exit(3)\n"))
 
