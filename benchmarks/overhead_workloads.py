@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ class _Residual(nn.Module):
 
 def _resnet() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     widths = [16] * 4 + [32] * 3 + [64] * 3
-    blocks = [_Residual(a, b, 1 if a == b else 2) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [_Residual(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
     x, y = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks, *head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.nn.utils import clip_grad
@@ -12,7 +12,7 @@ from gradscope.capture import recorder
 from gradscope.capture.recorder import Recorder
 
 _clip = clip_grad.clip_grad_norm_
-_total = getattr(clip_grad, "_get_total_norm", None)
+_multiply = getattr(clip_grad, "_clip_grads_with_norm_", None)
 
 
 def clip_grad_norm_(
@@ -27,8 +27,7 @@ def clip_grad_norm_(
     An open Recorder of these parameters reads the gradients here, before they are clipped.
     """
     tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-    keys = {id(tensor) for tensor in tensors}
-    concerned = [one for one in recorder.active if one.due and not keys.isdisjoint(one.keys)]
+    concerned = [one for one in recorder.active if any(id(tensor) in one.places for tensor in tensors)]
     return clip_recorded(concerned, tensors, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
@@ -42,28 +41,25 @@ def clip_recorded(
 ) -> torch.Tensor:
     """torch's clipping of the `tensors`' gradients, read by these `recorders` just before it.
 
-    Where one recorder has just these parameters, it reads them in the pass that multiplies, and the multiplication by
-    exactly 1 is left out.
+    One recorder's norms are taken in the same pass as torch's, and a multiplication by exactly 1 is left out.
     """
     max_norm = float(max_norm)
-    if len(recorders) == 1 and norm_type == 2.0 and foreach is not False and _total and recorders[0].covers(tensors):
+    if len(recorders) == 1 and norm_type == 2.0 and foreach is not False and _multiply:
         with torch.no_grad():
-            grads = [tensor.grad for tensor in tensors if tensor.grad is not None]
-            total: torch.Tensor = _total(grads, 2.0, error_if_nonfinite, foreach)
-            if _clip_together(recorders[0], total, max_norm):
+            total = _total(tensors, recorders[0].places, recorders[0].measure_for_clip(max_norm))
+            if total is not None and math.isfinite(total.item()):
+                if not (max_norm / (total + 1e-6)).item() >= 1.0:
+                    _multiply(tensors, max_norm, total, foreach)
                 return total
     for one in recorders:
         one.measure(max_norm=max_norm if norm_type == 2.0 else None)
     return _clip(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
-def _clip_together(one: Recorder, total: torch.Tensor, max_norm: float) -> bool:
-    """Read and clip in one pass; False, with nothing done, where the gradients are not all finite."""
-    if not math.isfinite(total.item()):
-        return False
-    coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    if coefficient.item() == 1.0:
-        one.measure(max_norm=max_norm)
-    else:
-        one.measure_and_multiply(coefficient, max_norm)
-    return True
+def _total(
+    tensors: list[torch.Tensor], places: Mapping[int, int], norms: Mapping[int, torch.Tensor]
+) -> torch.Tensor | None:
+    """torch's norm over the `tensors` with gradients from its norms of each; None where some norm is not there."""
+    found = [norms.get(places.get(id(tensor), -1)) for tensor in tensors if tensor.grad is not None]
+    known = [norm for norm in found if norm is not None]
+    return torch.linalg.vector_norm(torch.stack(known), 2.0) if found and len(known) == len(found) else None

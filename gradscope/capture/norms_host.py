@@ -66,7 +66,7 @@ class _Plan:
     chunks: list[_Chunk] = field(default_factory=list)
     large: list[_Large] = field(default_factory=list)
     odd: list[int] = field(default_factory=list)
-    multiplies: bool = False
+    single: bool = False
     scales: list[float] = field(default_factory=list)
     sums: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     scratch: NDArray[np.float32] = field(default_factory=lambda: np.empty(BLOCK, np.float32))
@@ -80,14 +80,10 @@ class HostNorms:
         self._plan: _Plan | None = None
         self._spread = spread(self._tensors)
 
-    def read(self, coefficient: torch.Tensor | None = None) -> Norms:
-        """The norms of the gradients as they are now.
-
-        With a `coefficient` (float32) they are multiplied by it while they are in the cache. Give one only where
-        `multiplies` and all gradients are finite.
-        """
+    def read(self) -> Norms:
+        """The norms of the gradients as they are now."""
         if not self._spread:
-            return self._read([tensor.grad for tensor in self._tensors], coefficient)
+            return self._read([tensor.grad for tensor in self._tensors], None)
         grads = [tensor.grad for tensor in self._tensors]
         norms = self._read([local(grad) for grad in grads], None)
         nonfinite = torch.from_numpy(norms.nonfinite).double()
@@ -95,37 +91,34 @@ class HostNorms:
         norms.nonfinite[:] = nonfinite.numpy()
         return norms
 
-    def _read(self, grads: list[Any], coefficient: torch.Tensor | None) -> Norms:
+    def read_twice(self) -> tuple[Norms, dict[int, torch.Tensor]]:
+        """The norms, and by index the same as torch's own clipping computes them, while each gradient is in the cache.
+
+        The second is empty where not all gradients are plain float32.
+        """
+        if self._spread:
+            return self.read(), {}
+        own: dict[int, torch.Tensor] = {}
+        norms = self._read([tensor.grad for tensor in self._tensors], own)
+        return norms, own if self._plan is not None and self._plan.single else {}
+
+    def _read(self, grads: list[Any], own: dict[int, torch.Tensor] | None) -> Norms:
         if self._plan is not None:
             try:
-                return _read(grads, self._plan, coefficient)
+                return _read(grads, self._plan, own)
             except (TypeError, AttributeError, RuntimeError, _ChangedError):
                 pass
         self._plan = _planned(grads)
-        return _read(grads, self._plan, coefficient)
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether every gradient was a plain float32 one when last read, so that `read` can also multiply."""
-        plan = self._plan
-        return plan is not None and plan.multiplies and not self._spread
+        return _read(grads, self._plan, own)
 
 
-def _read(grads: list[Any], plan: _Plan, coefficient: torch.Tensor | None) -> Norms:
-    arrays = [_array(grads[large.place], large) for large in plan.large]
-    for chunk in plan.chunks:
-        for places, joined in chunk.groups:
-            _join([grads[place] for place in places], joined)
-    # From here on nothing can find the plan out of date, so no gradient is multiplied twice.
-    factor = None if coefficient is None else np.float32(coefficient.item())
+def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) -> Norms:
     norms = missing(len(grads))
     norms.present[:] = plan.present
     with np.errstate(all="ignore"):
         for chunk in plan.chunks:
-            _reduce_chunk(chunk, norms)
-        _reduce_large(plan, arrays, norms, factor)
-    if coefficient is not None:
-        torch._foreach_mul_([grads[place] for chunk in plan.chunks for place in chunk.places], coefficient)
+            _read_chunk(chunk, grads, norms, own)
+        _read_large(plan, grads, norms, own)
     np.sqrt(norms.norm, out=norms.norm)
     _correct(grads, plan, norms)
     return norms
@@ -140,12 +133,13 @@ def _array(gradient: Any, large: _Large) -> Any:
     return flat
 
 
-def _join(gradients: list[Any], joined: torch.Tensor) -> None:
-    (torch.cat if gradients[0].dim() else torch.stack)(gradients, out=joined)
-
-
-def _reduce_chunk(chunk: _Chunk, norms: Norms) -> None:
+def _read_chunk(chunk: _Chunk, grads: list[Any], norms: Norms, own: dict[int, torch.Tensor] | None) -> None:
     """Σg² and the peak of every small gradient of a chunk."""
+    for places, joined in chunk.groups:
+        gradients = [grads[place] for place in places]
+        if own is not None:
+            own.update(zip(places, torch._foreach_norm(gradients, 2.0), strict=True))
+        (torch.cat if gradients[0].dim() else torch.stack)(gradients, out=joined)
     values, starts = chunk.values, chunk.starts
     tops, bottoms = (np.maximum.reduceat(values.view(bits), starts).view(np.float32) for bits in (np.int32, np.uint32))
     peaks = np.maximum(np.abs(tops), np.abs(bottoms))
@@ -155,17 +149,18 @@ def _reduce_chunk(chunk: _Chunk, norms: Norms) -> None:
     norms.peak[chunk.places] = peaks
 
 
-def _reduce_large(plan: _Plan, arrays: list[Any], norms: Norms, factor: np.float32 | None) -> None:
-    if not arrays:
+def _read_large(plan: _Plan, grads: list[Any], norms: Norms, own: dict[int, torch.Tensor] | None) -> None:
+    if not plan.large:
         return
-    for i, (large, array) in enumerate(zip(plan.large, arrays, strict=True)):
+    for i, large in enumerate(plan.large):
+        array = _array(grads[large.place], large)
+        if own is not None:
+            own[large.place] = torch._foreach_norm([grads[large.place]], 2.0)[0]
         row, guess, peak = large.start, plan.scales[i], 0.0
         for block in _blocks(array):
             sums = plan.sums[row : row + len(block)]
             row += len(block)
             peak = max(_sum_block(block, sums, guess, plan.scratch), peak)
-            if factor is not None:
-                np.multiply(block, factor, out=block)
         norms.peak[large.place], plan.scales[i] = peak, _scale(peak)
     places = [large.place for large in plan.large]
     norms.norm[places] = np.add.reduceat(plan.sums, [large.start for large in plan.large])
@@ -233,7 +228,7 @@ def _planned(grads: list[Any]) -> _Plan:
             rows += -(-gradient.numel() // ROW)
     plan.sums, plan.scales = np.empty(rows), [1.0] * len(plan.large)
     plan.chunks = _chunks(grads, list(small.values()))
-    plan.multiplies = all(gradient is None or gradient.dtype == torch.float32 for gradient in grads) and not plan.odd
+    plan.single = not plan.odd and all(grad is None or grad.dtype == torch.float32 for grad in grads)
     return plan
 
 

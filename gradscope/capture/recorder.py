@@ -82,7 +82,7 @@ class Recorder:
         order: ForwardOrder | None = None,
     ) -> None:
         self.tensors = tensors
-        self.keys = frozenset(map(id, tensors))
+        self.places = {id(tensor): place for place, tensor in enumerate(tensors)}
         self.step = 0
         self.last: Reading | None = None
         self.last_skipped = False
@@ -163,29 +163,17 @@ class Recorder:
         self._spent += time.perf_counter() - begun
         return self._reading
 
-    def covers(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether `measure_and_multiply` can stand for the clipping of `tensors`.
-
-        They are the parameters with gradients, nothing was read yet in this step, and all gradients are plain float32.
-        """
+    def measure_for_clip(self, max_norm: float) -> dict[int, torch.Tensor]:
+        """As `measure`; also the norms as torch's own clipping computes them, by index, where that is shared."""
         if self._reading is not None or not self.due or not isinstance(self._norms, HostNorms):
-            return False
-        keys = {id(tensor) for tensor in tensors}
-        rest = self.keys - keys
-        whole = len(keys) == len(tensors) and keys <= self.keys
-        return whole and self._norms.multiplies and (not rest or all(one.grad is None for one in self._but(keys)))
-
-    def _but(self, keys: set[int]) -> list[torch.Tensor]:
-        return [tensor for tensor in self.tensors if id(tensor) not in keys]
-
-    def measure_and_multiply(self, coefficient: torch.Tensor, max_norm: float) -> Reading:
-        """Read the gradients, all of them finite, and multiply them by `coefficient` while they are in the cache."""
+            self.measure(max_norm=max_norm)
+            return {}
         begun = time.perf_counter()
-        assert isinstance(self._norms, HostNorms)
-        self._reading = Reading(self._norms.read(coefficient), math.nan, max_norm)
+        norms, own = self._norms.read_twice()
+        self._reading = Reading(norms, math.nan, max_norm)
         self._lr = _rates(self._optimizers)
         self._spent += time.perf_counter() - begun
-        return self._reading
+        return own
 
     def take(self, reading: Reading | None) -> None:
         """Put a reading in place of this step's, or forget it (None): gradients changed since."""

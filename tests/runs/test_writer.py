@@ -269,5 +269,5 @@ def test_the_files_are_plain_arrow_streams(run):
     with pa.OSFile(str(run.directory / tables.STEPS_FILE)) as file:
         table = pa.ipc.open_stream(file).read_all()
     assert table.schema == tables.steps_schema(3)
-    with pytest.raises(RunFormatError, match="no run.json"):
+    with pytest.raises(RunFormatError, match="has no"):
         read_header(run.directory.parent)
