@@ -22,6 +22,9 @@ from gradscope.capture.magnitude import root_sum_square
 from gradscope.capture.probes import Emit
 from gradscope.capture.recurrence import candidate, largest_singular_value
 
+SPARSER = 4
+"""A step is measured when it is this many times as far as the last measured one."""
+
 Profile = dict[str, list[list[float]]]
 """By subject, a list of norms along time for each sequence that was run."""
 
@@ -42,6 +45,8 @@ class AlongTimeProbe:
         self._handles: list[Any] = []
         self._fused: list[tuple[str, FusedCall]] = []
         self._cells: dict[str, CellCalls] = {}
+        self._called_once: set[str] = set()
+        self._next = 0
 
     @property
     def unmeasured(self) -> Mapping[str, str]:
@@ -49,8 +54,14 @@ class AlongTimeProbe:
         return self._unmeasured
 
     def begin(self, step: int) -> None:
-        """Place hooks on every recurrent layer, and on every module that may be a cell."""
-        del step
+        """Place hooks on every recurrent layer, and on every module that may be a cell.
+
+        Only on the first step asked for and on those at least `SPARSER` times as far as the last: profiles cost a pass back
+        through time in Python, and change slowly.
+        """
+        if step < self._next:
+            return
+        self._next = max(step + 1, SPARSER * step)
         self._fused, self._cells = [], {}
         model = unwrap(self._model)
         compiled = compiled_modules(self._model)
@@ -61,7 +72,7 @@ class AlongTimeProbe:
                     self._unmeasured[name] = COMPILED
                 else:
                     self._watch_fused(name, module)
-            elif module not in compiled and any(True for _ in module.parameters()):
+            elif name not in self._called_once and module not in compiled and _may_be_cell(module):
                 cell = self._cells[name] = CellCalls(isinstance(module, nn.RNNCellBase))
                 self._handles.append(module.register_forward_hook(self._cell_hook(name, cell), with_kwargs=True))
 
@@ -121,6 +132,7 @@ class AlongTimeProbe:
         sigmas = _sigmas(unwrap(self._model), states)
         if sigmas:
             emit("sigma_recurrent", list(sigmas), list(sigmas.values()))
+        self._called_once |= {name for name, cell in self._cells.items() if cell.called_once}
         self._fused, self._cells = [], {}
 
     def _follow(self, name: str, call: FusedCall, states: Profile, cells: Profile) -> None:
@@ -134,6 +146,12 @@ class AlongTimeProbe:
             states.setdefault(subject, []).append(state)
             if memory:
                 cells.setdefault(subject, []).append(memory)
+
+
+def _may_be_cell(module: nn.Module) -> bool:
+    """Whether it owns parameters, and is no layer of torch's that takes no state."""
+    known = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.RNNCellBase)
+    return not known and any(True for _ in module.parameters())
 
 
 def _within(inner: str, outer: str) -> bool:

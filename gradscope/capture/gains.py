@@ -93,17 +93,29 @@ class _Tape:
     chains: dict[Node, tuple[_Call, ...]] = field(default_factory=dict)
     """Which calls' signal ends, for now, in the tensor that a node made."""
     handles: list[Any] = field(default_factory=list)
+    last: _Place = field(default_factory=_Place)
+    last_tensor: torch.Tensor | None = None
+    last_version: int = -1
 
     def watch(self, target: Any, hook: Callable[..., None]) -> None:
         """Place a gradient hook on a tensor or a node of the graph."""
         self.handles.append(target.register_hook(hook))
 
+    def size(self, tensor: torch.Tensor) -> float:
+        """Root mean square; known already for the tensor that came last, as one module's output is the next one's input."""
+        return self.last.rms if self._is_last(tensor) else rms(tensor)
+
     def place(self, tensor: torch.Tensor) -> _Place:
         """The tensor's size now, and its gradient once it comes."""
-        place = _Place(rms(tensor), tensor.numel())
-        if tensor.requires_grad:
-            self.watch(tensor, _keeps(place))
-        return place
+        if not self._is_last(tensor):
+            self.last = _Place(rms(tensor), tensor.numel())
+            self.last_tensor, self.last_version = tensor, -1 if tensor.is_inference() else tensor._version
+            if tensor.requires_grad:
+                self.watch(tensor, _keeps(self.last))
+        return self.last
+
+    def _is_last(self, tensor: torch.Tensor) -> bool:
+        return tensor is self.last_tensor and not tensor.is_inference() and tensor._version == self.last_version
 
     def follow(
         self, tensor: torch.Tensor, came_with: int, *, last: bool, normalised: bool = False
@@ -218,7 +230,7 @@ class _LayerHooks:
         call = _Call(self._layer)
         self._entered.append(call)
         for tensor in inputs[:1]:
-            call.in_rms, call.in_numel = rms(tensor), tensor.numel()
+            call.in_rms, call.in_numel = self._tape.size(tensor), tensor.numel()
             if _has_matrix(module):
                 self._tape.follow(tensor, call.in_numel, last=True)
         edges = [(tensor.shape, edge_of(tensor)) for tensor in inputs if tensor.requires_grad]

@@ -64,6 +64,11 @@ class CellCalls:
                 last.passed_on.add(place)
         return bool(last.passed_on)
 
+    @property
+    def called_once(self) -> bool:
+        """Whether it cannot be a cell, by what this step showed."""
+        return len(self._sequences) == 1 and len(self._sequences[0]) == 1
+
     def sequences(self) -> list[tuple[list[float], list[float]]]:
         """For each sequence the norms along time of its state, and of a second state where there is one."""
         found = []

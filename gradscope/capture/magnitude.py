@@ -19,17 +19,21 @@ def l2(tensor: torch.Tensor) -> float:
         values = values.coalesce().values()
     if not values.numel():
         return 0.0
-    wide = torch.float64 if values.dtype in (torch.float64, torch.complex128) else torch.float32
-    norm: float = torch.linalg.vector_norm(values, dtype=None if values.is_complex() else wide).item()
-    return norm if _TINY < norm < _HUGE or math.isnan(norm) else _careful(values)
+    own = values.dtype in (torch.float64, torch.complex128)
+    norm: float = torch.linalg.vector_norm(values, dtype=None if own or values.is_complex() else torch.float32).item()
+    if _TINY < norm < _HUGE or math.isnan(norm):
+        return norm
+    if own or values.is_complex() or values.device.type == "mps":
+        return _by_peak(values)
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64).item())
 
 
-def _careful(values: torch.Tensor) -> float:
-    flat = values.abs().double() if values.device.type != "mps" else values.abs().float()
-    peak: float = flat.max().item()
+def _by_peak(values: torch.Tensor) -> float:
+    sizes = values.abs()
+    peak: float = sizes.max().item()
     if not math.isfinite(peak) or peak == 0.0:
         return peak
-    return peak * float(torch.linalg.vector_norm(flat / peak).item())
+    return peak * float(torch.linalg.vector_norm(sizes / peak).item())
 
 
 def rms(tensor: torch.Tensor) -> float:

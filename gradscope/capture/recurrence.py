@@ -8,7 +8,7 @@ random state is touched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,46 +79,53 @@ def _gates(passage: Passage) -> Tensor:
     return ahead + _linear(_before(passage), weights.hh, weights.bias_hh)
 
 
+def _back(*over_time: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The time steps of several (T, …) tensors, the last first."""
+    return zip(*(reversed(one.unbind()) for one in over_time), strict=True)
+
+
+def _forth(steps: list[Tensor]) -> Tensor:
+    """Time steps that were gathered last first, as (T, …)."""
+    return torch.stack(steps[::-1])
+
+
 def _rnn(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
     relu = passage.mode == "RNN_RELU"
     gates = _gates(passage)
     slope = (passage.h > 0).to(dh.dtype) if relu else 1 - passage.h**2
-    total, inner = torch.empty_like(dh), torch.empty_like(dh)
-    carry = torch.zeros_like(dh[0])
-    for t in reversed(range(len(dh))):
-        total[t] = dh[t] + carry
-        inner[t] = total[t] * slope[t]
-        carry = inner[t] @ passage.weights.hh
+    total, inner, carry = [], [], torch.zeros_like(dh[0])
+    for arriving, factor in _back(dh, slope):
+        total.append(arriving + carry)
+        inner.append(total[-1] * factor)
+        carry = inner[-1] @ passage.weights.hh
     found = gates.relu() if relu else gates.tanh()
-    return Backward(total, None, inner @ passage.weights.ih, _error(found, passage.h))
+    return Backward(_forth(total), None, _forth(inner) @ passage.weights.ih, _error(found, passage.h))
 
 
 def _lstm(passage: Passage, dh: Tensor, dc: Tensor | None) -> Backward:
     i, f, g, o = _gates(passage).chunk(4, -1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    before, c = torch.empty_like(i), passage.c0 if passage.c0 is not None else torch.zeros_like(i[0])
-    after = torch.empty_like(i)
-    for t in range(len(i)):
-        before[t] = c
-        after[t] = c = f[t] * c + i[t] * g[t]
-    squashed = after.tanh()
-    to_cell, to_output = o * (1 - squashed**2), squashed * o * (1 - o)
-    from_cell = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g**2)], -1)
-    hr, hh = passage.weights.hr, passage.weights.hh
-    total, cells = torch.empty_like(dh), torch.empty_like(i)
-    inner = dh.new_empty(*i.shape[:-1], 4 * i.shape[-1])
+    c = passage.c0 if passage.c0 is not None else torch.zeros_like(i[0])
+    after = []
+    for kept, added in zip(f.unbind(), (i * g).unbind(), strict=True):
+        c = torch.addcmul(added, kept, c)
+        after.append(c)
+    cell = torch.stack(after)
+    before = torch.cat([passage.c0[None] if passage.c0 is not None else torch.zeros_like(cell[:1]), cell[:-1]])
+    squashed = cell.tanh()
+    inside = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g**2), squashed * o * (1 - o)], -1)
+    total, cells, inner = [], [], []
     carry_h, carry_c = torch.zeros_like(dh[0]), torch.zeros_like(i[0])
-    for t in reversed(range(len(dh))):
-        total[t] = dh[t] + carry_h
-        out = total[t] if hr is None else total[t] @ hr
-        cells[t] = out * to_cell[t] + carry_c
-        if dc is not None:
-            cells[t] += dc[t]
-        inner[t] = torch.cat([cells[t].repeat(1, 3) * from_cell[t], out * to_output[t]], -1)
-        carry_h, carry_c = inner[t] @ hh, cells[t] * f[t]
+    extra = torch.zeros_like(cell) if dc is None else dc
+    for arriving, arriving_c, kept, to_cell, factor in _back(dh, extra, f, o * (1 - squashed**2), inside):
+        total.append(arriving + carry_h)
+        out = total[-1] if passage.weights.hr is None else total[-1] @ passage.weights.hr
+        cells.append(torch.addcmul(carry_c + arriving_c, out, to_cell))
+        inner.append(torch.cat([cells[-1], cells[-1], cells[-1], out], -1) * factor)
+        carry_h, carry_c = inner[-1] @ passage.weights.hh, cells[-1] * kept
     found = o * squashed
-    found = found if hr is None else found @ hr.T
-    return Backward(total, cells, inner @ passage.weights.ih, _error(found, passage.h))
+    found = found if passage.weights.hr is None else found @ passage.weights.hr.T
+    return Backward(_forth(total), _forth(cells), _forth(inner) @ passage.weights.ih, _error(found, passage.h))
 
 
 def _gru(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
@@ -130,10 +137,12 @@ def _gru(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
     to_n = (1 - z) * (1 - n**2)
     to_r, to_z = to_n * h_n * r * (1 - r), (before - n) * z * (1 - z)
     to_hidden = torch.cat([to_r, to_z, to_n * r], -1)
-    total, carry = torch.empty_like(dh), torch.zeros_like(dh[0])
-    for t in reversed(range(len(dh))):
-        total[t] = dh[t] + carry
-        carry = total[t] * z[t] + (total[t].repeat(1, 3) * to_hidden[t]) @ weights.hh
+    steps, carry = [], torch.zeros_like(dh[0])
+    for arriving, kept, factor in _back(dh, z, to_hidden):
+        now = arriving + carry
+        steps.append(now)
+        carry = torch.addmm(now * kept, torch.cat([now, now, now], -1) * factor, weights.hh)
+    total = _forth(steps)
     dx = (total.repeat(1, 1, 3) * torch.cat([to_r, to_z, to_n], -1)) @ weights.ih
     return Backward(total, None, dx, _error((1 - z) * n + z * before, passage.h))
 

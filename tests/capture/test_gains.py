@@ -419,6 +419,17 @@ def test_layers_that_were_not_called_say_so_until_they_are() -> None:
     assert "init_scale" not in seen.rows
 
 
+def test_inference_tensors_have_forward_gains() -> None:
+    model, seen = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), Collected()
+    probe = GainProbe(model)
+    probe.begin(0)
+    with torch.inference_mode():
+        model(torch.randn(8, 6))
+    probe.end(0, seen)
+    assert set(seen.rows["forward_gain"]) == {"0", "2"}
+    assert probe.unmeasured == {}
+
+
 def test_nothing_is_said_without_a_step() -> None:
     seen = Collected()
     GainProbe(nn.Linear(2, 2)).end(0, seen)
