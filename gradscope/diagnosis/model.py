@@ -77,7 +77,7 @@ class LayerRisk:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Will it explode? `explosion_score`: larger is worse, comparable across models; 156 for what explodes already, None
+    """Will it explode? `explosion_score`: larger is worse, comparable across models; 108 for what explodes already, None
     without rehearsals otherwise.
 
     `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed); a failure at the

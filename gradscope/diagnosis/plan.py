@@ -2,9 +2,9 @@
 
 First ×1, ×2 and ×4. A remainder of the plan up to 400 steps is rehearsed at ×1 in full. A longer one is compressed: step k
 of N uses the batch and the planned learning rate of step i_k, evenly spread over the rest of the plan, with the worst coming
-batches (of a sweep, forward only) each at its own time. An alarm at ×1 or ×2, or a loss that creeps upwards, is looked at
-again: in full where that is affordable; else by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2
-is looked at once more.
+batches (of a sweep, forward only) each at its own time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is
+looked at again: in full where that is affordable; else by the next 20 steps uncompressed and two longer draws. If only ×4
+failed, ×2 is looked at once more.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def _confirmation(run: Run, start: int, stop: int, allowed: float) -> tuple[Tria
 
 
 def alarming(run: Run, seen: list[Rehearsed]) -> bool:
-    """Whether a rehearsal at ×1 or ×2 failed, or the first at ×1 creeps upwards."""
+    """Whether a rehearsal at ×1 or ×2 failed, or the first at both of them creeps upwards."""
     if any(one.failed for one in seen if one.lr_factor <= 2):
         return True
-    first = planned(seen)[:1]
-    return any(not one.nonfinite and creeps(run.trials[one.name].loss, horizon(run) - len(run.step)) for one in first)
+    first = [*planned(seen)[:1], *(one for one in seen if one.lr_factor == 2)]
+    return len(first) > 1 and all(creeps(run.trials[one.name].loss, horizon(run) - len(run.step)) for one in first)
 
 
 def creeps(losses: Floats, remaining: int) -> bool:

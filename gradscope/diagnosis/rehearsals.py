@@ -92,7 +92,7 @@ def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
     nonfinite = is_nonfinite(trial)
     late = np.inf if nonfinite else late_loss(trial)
     peak = np.inf if nonfinite else float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
-    grew = late > LOSS_FAILS * base.loss and peak > NORM_FAILS * base.norm
+    grew = late > LOSS_FAILS * base.loss > 0 and peak > NORM_FAILS * base.norm > 0
     learned = late <= NOT_RECOVERED * base.first_loss
     blown = peak > NORM_BLOWN * base.norm > 0 and not learned
     indexes = made.indexes

@@ -2,8 +2,8 @@
 
 A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without one, "will-explode" needs a long rehearsal at
 the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
-an explosion within the next 20 steps, uncompressed. The score sums the rise of loss and norm in decades: 3 × that of the
-rehearsal nearest to the plan, the worst at ×2, half of that at ×4.
+an explosion within the next 20 steps, uncompressed. The score sums the rise of loss and norm in decades: of the rehearsal
+nearest to the plan, of the worst at ×2, and half of that at ×4; 48 more for "will-explode".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, rehearsed
+from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, reference, rehearsed
 from gradscope.diagnosis.series import count, median, number, read_at
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
@@ -27,9 +27,9 @@ from gradscope.runs.run import Run
 
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
-NEAREST, TWICE, FOUR_TIMES = 3.0, 1.0, 0.5
+FOUR_TIMES = 0.5
 SURE = 4 * MOST
-EXPLODING = SURE + 2 * MOST * (NEAREST + TWICE + FOUR_TIMES)
+EXPLODING = SURE + 2 * MOST * (2 + FOUR_TIMES)
 """The top of the scale."""
 TESTED = 50.0
 CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes later; rehearsals can"
@@ -48,17 +48,22 @@ def judge(run: Run) -> Verdict:
     if not planned(trials):
         nothing = f"no explosion in the {count(len(run.step), 'recorded step')} (norms read {read_at(run)})"
         return Verdict("unknown", None, None, None, (nothing, CANNOT_FORESEE))
+    base = reference(run)
+    if not any(one.failed for one in trials) and not (base.loss > 0 and base.norm > 0):
+        return Verdict(
+            "unknown", None, None, None, ("the window has no loss or no norm to measure a rehearsal against",)
+        )
     return _from_trials(run, trials)
 
 
 def explosion_score(trials: list[Rehearsed]) -> float:
-    """The weighted sum of rises, none below 0. Nearest: the one in full, else the mean of two long ones, else the first."""
+    """The weighted sum of rises, none below 0. Nearest: the one in full, else the mean of the longer, else the first."""
     near = planned(trials)
     full, longer = [one for one in near if one.full], near[1:]
-    nearest = full or (longer if len(longer) > 1 else near[:1])
+    nearest = full or longer or near
     twice = max((_rise(one) for one in trials if _is_at(one, 2.0)), default=0.0)
     four = max((_rise(one) for one in trials if _is_at(one, 4.0)), default=0.0)
-    return NEAREST * sum(map(_rise, nearest)) / len(nearest) + TWICE * twice + FOUR_TIMES * four
+    return sum(map(_rise, nearest)) / len(nearest) + twice + FOUR_TIMES * four
 
 
 def _rise(one: Rehearsed) -> float:
@@ -88,7 +93,7 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
     size = np.abs(run.loss)
     first = np.fmax(median(size[:EARLY_LOSSES]), GUARD * median(size))
-    if median(np.abs(trial.loss[NEXT - LATE : NEXT])) > LOSS_FACTOR * first:
+    if median(np.abs(trial.loss[NEXT - LATE : NEXT])) > LOSS_FACTOR * first > 0:
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
 

@@ -123,7 +123,7 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
     """What grew, the surest sign first."""
     losses, sizes, norms = seen.losses, seen.sizes, seen.norms
     last, first = median(sizes[-LATE:]), _first(sizes, EARLY_LOSSES)
-    if last > LOSS_FACTOR * first and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
+    if last > LOSS_FACTOR * first > 0 and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
         what = f"median |loss| of the last {LATE}"
         yield _explosion(seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what)
     ends = median(norms[-LATE:]), _first(norms, EARLY_NORMS), NORM_FACTOR

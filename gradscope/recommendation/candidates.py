@@ -22,23 +22,32 @@ LAST, LAST_SHARE = 20, 10
 EARLY = 5
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
-TIE = 1.02
-"""Losses this close are equal: then no clipping is preferred."""
+TIE, TIE_UNCLIPPED = 1.1, 1.02
+"""Losses this close are equal, so that rounding noise does not decide; no clipping is preferred where it is this close."""
+BEST, HALFWAY, RUNNER_UP = FINALS = ("final-best", "final-halfway", "final-runner-up")
+"""The trials of the second stage, by their place in the first."""
 
 
 def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 
-    The longest trials decide: the one with the lowest median of its last |loss| is chosen, or no clipping where that is as
-    good.
+    The longest trials decide: the one with the lowest median of its last |loss| is chosen; no clipping where that is as
+    good; among equals, the one that the first stage ranked higher.
     """
     tried = sorted((_candidate(name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     if not tried or tried[0].loss is None:
         return tuple(tried)
     longest = [one for one in tried if one.steps == tried[0].steps and one.loss is not None]
-    equal = [one for one in longest if (one.loss or 0.0) <= TIE * tried[0].loss]
-    winner = next((one for one in equal if one.max_norm is None), tried[0])
+    winner = _settle(longest, tried[0].loss)
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
+
+
+def _settle(longest: list[Candidate], least: float) -> Candidate:
+    for one in longest:
+        if one.max_norm is None and (one.loss or 0.0) <= TIE_UNCLIPPED * least:
+            return one
+    equal = [one for one in longest if (one.loss or 0.0) <= TIE * least]
+    return min(equal, key=lambda one: FINALS.index(one.trial) if one.trial in FINALS else len(FINALS))
 
 
 def finished(run: Run) -> dict[str, Run]:

@@ -1,10 +1,10 @@
 """Which thresholds to try next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First a window clipped conservatively, at a tenth of its first norm: its norms are not the explosion's own, and their median
-m is the center of a grid. Then, each on 100 steps that stand for the whole plan, from the initial state: no clipping, 10 m,
-m, m/10, m/100, m/1000 and the threshold in use. Then on up to 400 steps the best of these, the value halfway to its better
-neighbour, and the runner-up where it is near. A threshold that an unclipped trial never reached is not tried: it would be
-the same trial.
+First a window clipped conservatively, at a tenth of its first norm: its norms are not the explosion's own. Their median m
+(in quarter decades from the first norm, so that rounding noise does not move it) is the center of a grid. Then, each on 100
+steps that stand for the whole plan, from the initial state: no clipping, 10 m, m, m/10, m/100, m/1000 and the threshold in
+use. Then on up to 400 steps the best of these, the value halfway to its better neighbour, and the runner-up where it is
+near. A threshold that an unclipped trial never reached is not tried: it would be the same trial.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import number, unscaled_norms, usable
-from gradscope.recommendation.candidates import final_loss, finished, stretch
+from gradscope.recommendation.candidates import BEST, HALFWAY, RUNNER_UP, final_loss, finished, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -58,10 +58,13 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
 
 
 def center(run: Run) -> float | None:
-    """The median norm of the conservatively clipped window; None where it has too few."""
+    """The median norm of the conservatively clipped window, in quarter decades from its first; None where it has too few."""
     window = run.trials[WINDOW]
     kept = unscaled_norms(window)[usable(window)]
-    return float(np.median(kept)) if len(kept) >= LEAST_NORMS else None
+    if len(kept) < LEAST_NORMS:
+        return None
+    decades = np.log10(np.median(kept)) - np.log10(kept[0])
+    return float(kept[0] * 10.0 ** (np.round(4 * decades) / 4))
 
 
 def _first_stage(run: Run, middle: float) -> dict[float, Trial]:
@@ -80,20 +83,25 @@ def _second_stage(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
     order = sorted(grid, key=lambda limit: (grid[limit], limit))
     if not math.isfinite(grid[order[0]]):
         return ()
-    chosen = [order[0], halfway(grid, middle)]
+    chosen = {BEST: order[0], HALFWAY: halfway(grid, middle)}
     if grid[order[1]] <= NEAR * grid[order[0]]:
-        chosen.append(order[1])
-    ran = [run.trials[NONE].header.trial, *(one.header.trial for one in run.trials.values())]
-    length = min(FINAL, steps // len(chosen), horizon(run))
-    if length < min(horizon(run), 2 * len(ran[0].indexes if ran[0] else ())):
+        chosen[RUNNER_UP] = order[1]
+    unique = {limit: name for name, limit in reversed(chosen.items())}
+    about = run.trials[NONE].header.trial
+    length = min(FINAL, steps // len(unique), horizon(run))
+    if length < min(horizon(run), 2 * len(about.indexes if about else ())):
         return ()
-    wanted = [_final(run, limit, length) for limit in sorted(set(chosen), reverse=True)]
-    tried = {(one.max_norm, one.indexes) for one in ran if one and one.kind == "candidate"}
+    wanted = [_final(run, name, limit, length) for limit, name in unique.items()]
+    tried = {(one.max_norm, one.indexes): name for name, one in _candidate_trials(run).items()}
     new = [one for one in wanted if (one.max_norm, one.indexes) not in tried]
-    unclipped = [one for one in new if one.max_norm is None]
-    if unclipped:
-        return tuple(unclipped)
-    return tuple(one for one in new if not _same_as_unclipped(run, one, "final-none"))
+    unclipped = tuple(one for one in new if one.max_norm is None)
+    same = tried.get((None, wanted[0].indexes), "")
+    return unclipped or tuple(one for one in new if not _same_as_unclipped(run, one, same))
+
+
+def _candidate_trials(run: Run) -> dict[str, Trial]:
+    made = {name: one.header.trial for name, one in run.trials.items()}
+    return {name: one for name, one in made.items() if one and one.kind == "candidate"}
 
 
 def halfway(grid: Grid, middle: float) -> float:
@@ -127,10 +135,10 @@ def _same_as_unclipped(run: Run, trial: Trial, name: str) -> bool:
     return math.isfinite(final_loss(unclipped)) and largest <= trial.max_norm
 
 
-def _final(run: Run, limit: float, length: int) -> Trial:
+def _final(run: Run, name: str, limit: float, length: int) -> Trial:
     if math.isinf(limit):
-        return _trial(run, "final-none", None, length, "no clipping")
-    return _trial(run, f"final-{limit:.6g}", limit, length, f"{number(limit)}, tried longer")
+        return _trial(run, name, None, length, "no clipping, tried longer")
+    return _trial(run, name, limit, length, f"{number(limit)}, tried longer")
 
 
 def _trial(run: Run, name: str, max_norm: float | None, length: int, note: str) -> Trial:

@@ -82,9 +82,12 @@ def test_only_four_times_the_rate_failing_asks_for_a_longer_look_at_twice(tmp_pa
 def test_a_loss_that_creeps_upwards_is_an_alarm(tmp_path):
     def creeping(trial):
         length = len(trial.indexes)
-        return (1.01 ** np.arange(length), np.ones(length)) if trial.name == "x1" else calm(trial)
+        return (1.01 ** np.arange(length), np.ones(length)) if trial.name in both else calm(trial)
 
+    both = ("x1", "x2")
     assert names(play(tmp_path, creeping)[0])[2:] == [["next", "x1-long", "x1-second"]]
+    both = ("x1",)
+    assert len(play(tmp_path, creeping)[0]) == 2
 
 
 @pytest.mark.parametrize(

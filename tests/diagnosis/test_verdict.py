@@ -123,18 +123,25 @@ def test_the_score_grows_with_the_rise(tmp_path):
 
 
 def test_what_is_nearest_to_the_plan_counts_most(tmp_path):
-    assert score(tmp_path, (rehearsal(), TENFOLD)) == pytest.approx(3)
-    assert score(tmp_path, (rehearsal(), FLAT), (rehearsal("x2", 2.0), TENFOLD)) == pytest.approx(1)
+    assert score(tmp_path, (rehearsal(), TENFOLD)) == pytest.approx(1)
+    twice = [(rehearsal("x2", 2.0), FLAT), (rehearsal("x2-long", 2.0), TENFOLD)]
+    assert score(tmp_path, (rehearsal(), FLAT), *twice) == pytest.approx(1)
     assert score(tmp_path, (rehearsal(), FLAT), (rehearsal("x4", 4.0), TENFOLD)) == pytest.approx(0.5)
     assert score(tmp_path, (rehearsal(), FLAT), (Trial("replay", "r"), TENFOLD)) == pytest.approx(0)
 
 
-def test_two_long_rehearsals_replace_the_first(tmp_path):
+def test_a_window_of_zeros_is_no_measure(tmp_path):
+    run = make_run(tmp_path, [0.0] * 50, loss=[0.0] * 50, trials={"x1": (rehearsal(), *HELD)})
+    assert judge(run).verdict == "unknown"
+    assert "to measure a rehearsal against" in judge(run).reasons[0]
+
+
+def test_longer_rehearsals_replace_the_first(tmp_path):
     long = rehearsal("x1-long", indexes=tuple(range(50, 1000, 3)))
     second = rehearsal("x1-second", draw=1)
-    assert score(tmp_path, (rehearsal(), TENFOLD), (long, FLAT)) == pytest.approx(3)
+    assert score(tmp_path, (rehearsal(), TENFOLD), (long, FLAT)) == pytest.approx(0)
     assert score(tmp_path, (rehearsal(), TENFOLD), (long, FLAT), (second, FLAT)) == pytest.approx(0)
-    assert score(tmp_path, (rehearsal(), FLAT), (long, TENFOLD), (second, FLAT)) == pytest.approx(1.5)
+    assert score(tmp_path, (rehearsal(), FLAT), (long, TENFOLD), (second, FLAT)) == pytest.approx(0.5)
 
 
 def test_the_full_rehearsal_decides_alone(tmp_path):

@@ -46,10 +46,11 @@ def test_the_stages(tmp_path):
     assert none.indexes[0] == 0
     assert none.indexes[-1] == 1599
     assert [trial.name for trial in first] == ["clip-0.1", "clip-0.01", "clip-0.001"]
-    assert first[0].max_norm == pytest.approx(0.075 * 4)
+    middle = 0.5 * 10**0.25
+    assert first[0].max_norm == pytest.approx(0.1 * middle * 4)
     assert {len(trial.indexes) for trial in final} == {FINAL}
-    assert candidates(run)[0].chosen
-    assert candidates(run)[0].max_norm == pytest.approx(0.075)
+    (chosen,) = [one for one in candidates(run) if one.chosen]
+    assert (chosen.trial, chosen.max_norm) == ("final-best", pytest.approx(0.1 * middle))
 
 
 def test_thresholds_that_an_unclipped_trial_never_reached_are_not_tried(tmp_path):
@@ -79,8 +80,8 @@ def test_no_clipping_goes_to_the_finals_when_it_is_best(tmp_path):
         return np.full(len(trial.indexes), loss), _large(trial)
 
     stages, run = play(tmp_path, respond=respond)
-    assert [trial.name for trial in stages[3]] == ["final-none"]
-    assert len(stages[4]) == 1
+    assert [(trial.name, trial.max_norm) for trial in stages[3]] == [("final-best", None)]
+    assert [trial.name for trial in stages[4]] == ["final-halfway"]
     assert next(c for c in candidates(run) if c.chosen).max_norm is None
 
 
