@@ -11,7 +11,9 @@ class Emit(Protocol):
 
     def __call__(
         self, probe: str, subjects: Sequence[str], values: Sequence[float], index: Sequence[int] | None = None
-    ) -> None: ...
+    ) -> None:
+        """Add `values[i]` for `subjects[i]`."""
+        ...
 
 
 class Probe(Protocol):

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from gradscope.capture.describe import layer_modules
-from gradscope.capture.loop import StepSeen, step_once, to_device
+from gradscope.capture.loop import StepSeen, step_once
 from gradscope.capture.rates import Group, PlannedRates
 from gradscope.capture.recorder import Recorder
-from gradscope.capture.scaling import autocast
 from gradscope.capture.snapshot import Snapshot
 from gradscope.errors import UserCodeError
 from gradscope.runs.schema import Ending, Trial
@@ -133,50 +132,6 @@ def _set_rates(workload: Workload, planned: Sequence[Group], factor: float) -> N
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def sweep(
-    workload: Workload, snapshot: Snapshot, indexes: Sequence[int], *, deadline: float | None = None
-) -> dict[int, float]:
-    """The loss at each step's batch for the model at `snapshot`, without training: infinite where it is not a number.
-
-    Batches out of reach are left out, and those that `deadline` left no time for. The model stays in its mode; the
-    workload is left at `snapshot`.
-    """
-    snapshot.restore()
-    losses: dict[int, float] = {}
-    try:
-        for index in indexes:
-            if deadline is not None and time.monotonic() > deadline:
-                break
-            if workload.batches.reach(index * workload.plan.accumulate):
-                losses[index] = _loss(workload, index)
-    except (DataEndedError, UserCodeError):
-        return losses
-    finally:
-        snapshot.restore()
-    return losses
-
-
-def worst_batch(
-    workload: Workload, snapshot: Snapshot, indexes: Sequence[int], *, deadline: float | None = None
-) -> int | None:
-    """The step whose batch has the largest loss in a `sweep`, the first of several; None where none was seen."""
-    losses = sweep(workload, snapshot, indexes, deadline=deadline)
-    return max(losses, key=lambda index: losses[index]) if losses else None
-
-
-def _loss(workload: Workload, index: int) -> float:
-    """The mean loss over the step's micro-steps; nonfinite and failing ones count as infinite."""
-    count, total = workload.plan.accumulate, 0.0
-    for micro in range(index * count, (index + 1) * count):
-        batch = to_device(workload.batches.at(micro), workload.device)
-        try:
-            with torch.no_grad(), autocast(workload):
-                total += float(workload.training_step(workload.model, batch)) / count
-        except Exception:
-            return math.inf
-    return total if math.isfinite(total) else math.inf
 
 
 def scaled_layer(layer: str, factor: float) -> Change:

@@ -54,13 +54,16 @@ class Dropped(nn.Module):
         return self.fc2(self.drop(torch.relu(self.norm(self.fc1(x))))) * (1 + 0.01 * self.calls)
 
 
+PLAN = Plan(total_steps=1000)
+
+
 def workload(
     model: nn.Module | None = None,
     optimizers: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     schedulers: Callable[[torch.optim.Optimizer], Any] | None = None,
     training_step: Callable[[nn.Module, Any], torch.Tensor] = mse,
     batches: Any = None,
-    plan: Plan = Plan(total_steps=1000),
+    plan: Plan = PLAN,
     seed: int = 0,
     **more: Any,
 ) -> Workload:

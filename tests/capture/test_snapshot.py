@@ -321,3 +321,69 @@ def test_the_batches_are_no_part_of_it() -> None:
     batches.at(3)
     snapshot.restore()
     assert batches.asked == [3]
+
+
+class _Owner:
+    """A training step that is a method, and so brings its object along."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def step(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        self.count += 1
+        return mse(model, batch) * self.count
+
+
+def test_the_object_of_a_method_comes_back() -> None:
+    owner = _Owner()
+    work = workload(training_step=owner.step)
+    snapshot = take(work)
+    work.training_step(work.model, work.batches.at(0))
+    snapshot.restore()
+    assert owner.count == 0
+
+
+def test_a_closure_that_is_not_filled_yet_is_no_obstacle() -> None:
+    def training_step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return mse(model, batch) * later
+
+    take(workload(training_step=training_step)).restore()
+    later = 2.0
+    assert training_step(nn.Linear(4, 1), workload().batches.at(0)) >= 0
+
+
+def test_functions_of_torch_are_not_searched_for_state() -> None:
+    loss_fn = torch.nn.functional.cross_entropy
+
+    def training_step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return loss_fn(model(batch[0]), batch[1])
+
+    take(workload(training_step=training_step)).restore()
+
+
+def test_a_device_without_room_gets_its_copy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    work = workload(nn.Linear(4, 1))
+    before = work.model.weight.tolist()  # type: ignore[union-attr,operator]
+    monkeypatch.setattr(torch.Tensor, "clone", full)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.tensor(self.tolist()))
+    snapshot = take(work)
+    monkeypatch.undo()
+    nn.init.zeros_(work.model.weight)  # type: ignore[arg-type]
+    snapshot.restore()
+    assert work.model.weight.tolist() == before  # type: ignore[union-attr,operator]
+
+
+def test_a_name_for_a_single_slot_comes_back() -> None:
+    class One:
+        __slots__ = "value"
+
+    work = workload()
+    held = work.model.held = One()  # type: ignore[assignment]
+    held.value = [1]  # type: ignore[attr-defined]
+    snapshot = take(work)
+    held.value = [2]  # type: ignore[attr-defined]
+    snapshot.restore()
+    assert held.value == [1]  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from gradscope.capture.recorder import Recorder
-from gradscope.capture.saving import Saving
 from gradscope.capture.snapshot import take
 from gradscope.capture.trials import (
     NEXT_IN_ORDER,
@@ -23,8 +22,6 @@ from gradscope.capture.trials import (
     longer_warmup,
     run_trial,
     scaled_layer,
-    sweep,
-    worst_batch,
 )
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
@@ -166,36 +163,6 @@ def test_a_rate_that_is_a_tensor_stays_one(tmp_path: Path) -> None:
     _, child = play(work, Trial("rehearsal", "x1", lr_factor=0.5, indexes=(1,)), tmp_path)
     assert child.lr.tolist() == [[0.25]]
     assert torch.equal(work.optimizers[0].param_groups[0]["lr"], torch.tensor(0.5))
-
-
-def test_the_worst_batch_is_found_without_training_on_it() -> None:
-    def make(generator: torch.Generator) -> Any:
-        x, y = regression(generator)
-        return x, y * (100 if generator.initial_seed() == 7 else 1)
-
-    work = workload(batches=Fixed(make, near=20))
-    saved, before, random_state = Saving(), weights(work), torch.get_rng_state()
-    saved.visit(work.model, "model")
-    snapshot = take(work)
-    assert worst_batch(work, snapshot, range(20)) == 7
-    assert weights(work) == before
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert work.model.calls == 0
-    assert torch.equal(work.model.norm.running_mean, torch.zeros(8))  # type: ignore[union-attr,arg-type]
-    assert worst_batch(work, snapshot, range(20, 30)) is None
-    assert worst_batch(work, snapshot, range(20), deadline=time.monotonic() - 1) is None
-
-
-def test_a_sweep_counts_what_is_no_number_as_the_worst() -> None:
-    def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        seed = batch
-        if seed == 1:
-            raise ValueError("no")
-        return torch.tensor(math.nan if seed == 2 else float(seed))
-
-    work = workload(nn.Linear(4, 1), training_step=step, batches=Fixed(lambda g: g.initial_seed(), length=6))
-    losses = sweep(work, take(work), range(10))
-    assert losses == {0: 0.0, 1: math.inf, 2: math.inf, 3: 3.0, 4: 4.0, 5: 5.0}
 
 
 def test_remedies_change_the_start_and_the_rates(tmp_path: Path) -> None:
