@@ -61,7 +61,7 @@ def make_run(
     matrix = np.asarray(grad_norm, float).reshape(-1, count)
     totals = np.sqrt(np.nansum(matrix**2, axis=1)) if norms is None else np.asarray(norms, float)
     totals = np.where(np.isnan(matrix).any(axis=1) & (norms is None), np.nan, totals)
-    writer = RunWriter(folder / f"20261123T000000Z-handmade-{secrets.token_hex(2)}", head)
+    writer = RunWriter(folder / f"20261123T000000Z-handmade-{secrets.token_hex(6)}", head)
     _rows(writer, totals, loss if loss is not None else np.ones(len(totals)), matrix, columns or {})
     for probe in probes:
         writer.probe(*probe)

@@ -22,8 +22,8 @@ LAST, LAST_SHARE = 20, 10
 EARLY = 5
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
-TIE, TIE_UNCLIPPED = 1.1, 1.02
-"""Losses this close are equal, so that rounding noise does not decide; no clipping is preferred where it is this close."""
+TIE = 1.02
+"""Losses this close are equal: no clipping is preferred, then the one that the first stage ranked higher."""
 BEST, HALFWAY, RUNNER_UP = FINALS = ("final-best", "final-halfway", "final-runner-up")
 """The trials of the second stage, by their place in the first."""
 
@@ -44,7 +44,7 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
 
 def _settle(longest: list[Candidate], least: float) -> Candidate:
     for one in longest:
-        if one.max_norm is None and (one.loss or 0.0) <= TIE_UNCLIPPED * least:
+        if one.max_norm is None and (one.loss or 0.0) <= TIE * least:
             return one
     equal = [one for one in longest if (one.loss or 0.0) <= TIE * least]
     return min(equal, key=lambda one: FINALS.index(one.trial) if one.trial in FINALS else len(FINALS))

@@ -16,7 +16,7 @@ from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.series import median
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import is_nonfinite
-from gradscope.recommendation.candidates import DIVERGED, LAST, candidates
+from gradscope.recommendation.candidates import DIVERGED, LAST, candidates, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -35,7 +35,7 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
         wanted = _single(run)
         length = int(min(LENGTH, max(LEAST, allowed / (len(wanted) + 1))))
         indexes = tuple(int(i) for i in even(0, horizon(run), length))
-        return tuple(replace(one, indexes=indexes) for one in wanted[: int(min(allowed, 1e9) / length)])
+        return tuple(_over(indexes, one) for one in wanted[: int(min(allowed, 1e9) / length)])
     pair = None if any("+" in name for name in tried) else _pair(run, tried)
     return (pair,) if pair else ()
 
@@ -52,23 +52,22 @@ def _single(run: Run) -> list[Trial]:
     ]
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
-    top = next(
-        (
-            layer
-            for layer in rank_layers(run)
-            if layer.level == "high" and layer.component == "initialisation" and layer.factor
-        ),
-        None,
-    )
-    if top and top.factor:
+    accused = (layer for layer in rank_layers(run) if layer.level == "high" and layer.component == "initialisation")
+    if (top := next(accused, None)) and top.factor:
         scale = 1 / top.factor
         paste = f'model.get_submodule("{top.name}").weight.data.mul_({scale:.3g})  # before training'
         wanted.append(remedy("init", f"{top.name} starts × {scale:.3g}", paste, layer=top.name, layer_scale=scale))
-    winner = next((c for c in candidates(run) if c.chosen and c.max_norm is not None), None)
+    winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
         paste = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
         wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
+
+
+def _over(indexes: tuple[int, ...], one: Trial) -> Trial:
+    """The remedy on these steps; a threshold grows as for every compressed trial."""
+    spread = replace(one, indexes=indexes)
+    return spread if one.max_norm is None else replace(spread, max_norm=one.max_norm * stretch(spread))
 
 
 def _peak_step(run: Run) -> int:

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from gradscope.recommendation.remedies import next_remedies
+from gradscope.runs.schema import Plan, Trial
+from tests.builders import make_header, make_run
+
+INF, NAN = float("inf"), float("nan")
+PLAN = Plan(total_steps=1600, lr_steps=(0, 400, 1599), lr=((0.0,), (0.2,), (0.1,)))
+EXPLODING = [1.0] * 30 + [NAN]
+
+
+def exploding(tmp_path, trials=(), plan=PLAN, **header):
+    made = {trial.name: (trial, losses, np.ones(len(losses))) for trial, losses in trials}
+    return make_run(tmp_path, EXPLODING, loss=EXPLODING, trials=made, plan=plan, **header)
+
+
+def by_name(trials):
+    return {trial.name: trial for trial in trials}
+
+
+def test_a_calm_run_needs_none(tmp_path):
+    assert next_remedies(make_run(tmp_path, [1.0] * 50)) == ()
+
+
+def test_lower_rates_and_a_longer_warm_up(tmp_path):
+    tried = by_name(next_remedies(exploding(tmp_path)))
+    assert list(tried) == ["lr-0.5", "lr-0.25", "lr-0.1", "warm-up"]
+    assert {(trial.kind, trial.start, len(trial.indexes)) for trial in tried.values()} == {("remedy", "initial", 100)}
+    assert tried["lr-0.25"].lr_factor == 0.25
+    assert tried["lr-0.25"].note == "learning rate × 0.25\nlr = 0.05  # peak"
+    assert tried["warm-up"].warm_up == 800
+    assert "LambdaLR" in tried["warm-up"].note
+
+
+def test_without_a_schedule_the_rate_of_the_optimizer_stands(tmp_path):
+    assert "lr = 0.05" in next_remedies(exploding(tmp_path, plan=Plan(total_steps=1600)))[0].note
+    without = exploding(tmp_path, plan=Plan(total_steps=1600), optimizer=None)
+    assert "lr = 0 " in next_remedies(without)[0].note
+
+
+def test_the_accused_layer_starts_like_its_peers(tmp_path):
+    layers = [f"fc{i}" for i in range(6)]
+    scales = (0, "init_scale", [f"{layer}.weight" for layer in layers], [1, 1, 20, 1, 1, 1])
+    parameters = make_header(layers).parameters
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, probes=[scales], plan=PLAN)
+    remedy = by_name(next_remedies(run))["init"]
+    assert (remedy.layer, remedy.layer_scale) == ("fc2", pytest.approx(0.05))
+    assert 'get_submodule("fc2").weight.data.mul_(0.05)' in remedy.note
+
+
+def test_the_proven_threshold_is_tried_as_compressed_trials_are(tmp_path):
+    candidate = Trial("candidate", "c", max_norm=0.5)
+    remedy = by_name(next_remedies(exploding(tmp_path, [(candidate, np.full(60, 0.3))])))["clip"]
+    assert remedy.max_norm == pytest.approx(0.5 * 4)
+    assert "max_norm=0.5)" in remedy.note
+    unclipped = Trial("candidate", "c")
+    assert "clip" not in by_name(next_remedies(exploding(tmp_path, [(unclipped, np.full(60, 0.3))])))
+
+
+def played(tmp_path, **losses):
+    """The first remedies, played: each ends at the loss given for it, or became nonfinite."""
+    first = by_name(next_remedies(exploding(tmp_path)))
+    ends = {name.replace("_", "-"): loss for name, loss in losses.items()}
+    return exploding(tmp_path, [(first[name], np.full(30, loss)) for name, loss in ends.items()])
+
+
+def test_the_best_two_of_different_kind_are_joined(tmp_path):
+    run = played(tmp_path, **{"lr-0.5": 0.5, "lr-0.1": 0.4, "warm_up": 0.6})
+    (pair,) = next_remedies(run)
+    assert (pair.name, pair.lr_factor, pair.warm_up) == ("lr-0.1+warm-up", 0.1, 800)
+    change, rate, schedule = pair.note.split("\n")
+    assert change == "learning rate × 0.1 and a warm-up over 800 steps on top"
+    assert rate.startswith("lr = ")
+    assert schedule.startswith("scheduler = ")
+
+
+def test_after_the_pair_it_has_enough(tmp_path):
+    run = played(tmp_path, **{"lr-0.1": 0.4, "warm_up": 0.6})
+    (pair,) = next_remedies(run)
+    trials = [(one.header.trial, one.loss) for one in run.trials.values()]
+    assert next_remedies(exploding(tmp_path, [*trials, (pair, np.full(30, 0.2))])) == ()
+
+
+@pytest.mark.parametrize("loss", [NAN, 11.0])
+def test_what_did_not_hold_is_not_joined(tmp_path, loss):
+    assert next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "warm_up": loss})) == ()
+
+
+def test_two_of_a_kind_are_not_joined(tmp_path):
+    assert next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "lr-0.5": 0.5})) == ()
+
+
+def test_short_time_shortens_and_then_leaves_out(tmp_path):
+    assert {len(trial.indexes) for trial in next_remedies(exploding(tmp_path), 200)} == {40}
+    assert [trial.name for trial in next_remedies(exploding(tmp_path), 45)] == ["lr-0.5", "lr-0.25"]
+    assert next_remedies(exploding(tmp_path), 19) == ()
