@@ -23,6 +23,7 @@ HIGH_Z, HIGH_Z_GAIN = 5.0, 10.0
 HIGH_PEERS, MEDIUM_PEERS = 3, 2
 MEDIUM = 0.3
 LIKE_PEERS = 0.1
+SAMPLED = 4096
 CROWD = 0.25
 """A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
 GAINS = ("init_scale", "forward_gain", "forward_gain_with_activation", "backward_gain", "backward_gain_with_activation")
@@ -141,8 +142,9 @@ def _crowd(decades: Floats, i: int) -> float:
 
 
 def _gradient_shares(run: Run) -> Floats:
-    """(L,): the median share of each layer in the squared gradient norm."""
-    squares = np.where(np.isfinite(run.layer_grad_norm), run.layer_grad_norm, 0.0) ** 2
+    """(L,): the median share of each layer in the squared gradient norm, over at most 4096 steps evenly spread."""
+    rows = run.layer_grad_norm[:: max(1, len(run.step) // SAMPLED)]
+    squares = np.where(np.isfinite(rows), rows, 0.0) ** 2
     total = squares.sum(axis=1, keepdims=True)
     shares: Floats = np.divide(squares, total, out=np.zeros_like(squares), where=total > 0)
     return np.median(shares, axis=0) if len(shares) else np.zeros(len(run.layers))

@@ -1,20 +1,24 @@
 """GS301 culprit-layer: a layer that amplifies far more than comparable layers do.
 
 What it detects
-    Layers whose gain, initialisation or update stands far out from their peers'.
+    Layers whose initialisation, learning rate or gain stands far out from their peers'.
 Why it matters
     Such a layer multiplies what every other layer sends through it. Its own gradient is often the smallest of all, so a
     ranking by gradient norm points away from it.
 How it decides
-    By the ranking of layers (`gradscope.diagnosis.layers`): forward and backward gain, initial scale and update/weight
-    ratio, each in log10 against the median of comparable layers in units of their spread. Fires for layers at level
-    "high". Unit: multiples of the peers' median. Needs the probes; without them no layer is accused.
+    By the ranking of layers: excess in log10 over the median of the other comparable layers, and z, the same in units of
+    their spread (1.4826·MAD + .05). Fires with at least 3 peers for initial weights 4 × their peers' (z ≥ 5, under each of
+    three conventions: rms, × √fan_in, × √(mean fan)), a learning rate 20 × the others' (z ≥ 5, not for more than a quarter
+    of the layers), or a gain, forward and backward, 5 × the others' (z ≥ 10). Gains include the activation and norm that
+    follow. Unit: multiples of the peers' median. Needs the probes; without them no layer is accused.
 Known problems
-    A layer that is meant to differ (a temperature, a final projection) can stand out in a healthy network.
+    One or two layers of a type cannot be compared and are never accused. Where half of the layers are wrong, the median is
+    wrong with them. A fault in the data or the loss has no layer.
 What to do
     Scale its initialisation to its peers', give it their learning rate, or normalise after it, as the finding says.
 References
-    Measured on 89 small models with a planted fault: first in 92 % of them; by gradient norm, in 3 %.
+    Measured on 57 small models with a planted fault: first in 98 % of them, in the first three in all; by gradient norm in
+    3 %. None of 185 healthy models was accused.
 """
 
 from __future__ import annotations
