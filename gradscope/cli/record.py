@@ -16,23 +16,29 @@ if TYPE_CHECKING:
 
 def record_command(
     script: Annotated[
-        list[str], typer.Argument(metavar="SCRIPT [ARGS...]", help="The script, or with -m the module, and its arguments.")
+        list[str],
+        typer.Argument(metavar="SCRIPT [ARGS...]", help="The script, or with -m the module, and its arguments."),
     ],
     module: Annotated[bool, typer.Option("-m", "--module", help="SCRIPT is a module, as for python -m.")] = False,
     name: Annotated[
-        str | None, typer.Option("--name", envvar="GRADSCOPE_NAME", help="What the run is called; by default the script.")
+        str | None,
+        typer.Option("--name", envvar="GRADSCOPE_NAME", help="What the run is called; by default the script."),
     ] = None,
     every: Annotated[
         int, typer.Option("--every", min=1, envvar="GRADSCOPE_EVERY", help="Record each so-many-th step.")
     ] = 1,
     max_rows: Annotated[
         int | None,
-        typer.Option("--max-rows", min=2, envvar="GRADSCOPE_MAX_ROWS", help="Thin the file out once it holds so many steps."),
+        typer.Option(
+            "--max-rows", min=2, envvar="GRADSCOPE_MAX_ROWS", help="Thin the file out once it holds so many steps."
+        ),
     ] = None,
 ) -> None:
     """Run a training script unchanged and record every optimizer step. Options after SCRIPT are the script's own."""
     if script[0].startswith("-"):
-        raise UsageError(f"no option {script[0]}; options of the script come after it: gradscope record [OPTIONS] SCRIPT ...")
+        raise UsageError(
+            f"no option {script[0]}; options of the script come after it: gradscope record [OPTIONS] SCRIPT ..."
+        )
     from gradscope.integrations.script import record_script
 
     recorded = record_script(script, module=module, name=name, every=every, max_rows=max_rows)

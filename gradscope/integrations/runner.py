@@ -91,9 +91,11 @@ def _links(trace: TracebackType | None) -> Iterator[TracebackType]:
 def _find_script(path: str) -> _Program:
     if not Path(path).exists():
         raise UsageError(f"no script at {path}")
-    if loader := _main_loader(path):
-        return _Program(lambda: loader.get_code("__main__"), None, path, path, "", None, loader)
-    full = str(Path(path).absolute())
+    if spec := _main_inside(path):
+        loader: Any = spec.loader
+        place = str(Path(path).absolute())
+        return _Program(lambda: loader.get_code("__main__"), spec.origin, path, place, "", spec, loader)
+    full = path if Path(path).is_absolute() else f"{Path.cwd()}/{path}"
     loader = importlib.machinery.SourceFileLoader("__main__", full)
     return _Program(lambda: _compile(full), full, path, str(Path(full).resolve().parent), None, None, loader)
 
@@ -103,15 +105,15 @@ def _compile(path: str) -> Any:
         return compile(file.read(), path, "exec", dont_inherit=True)
 
 
-def _main_loader(path: str) -> Any:
-    """The loader of `__main__` in a folder or an archive; None for a plain file."""
-    importer = pkgutil.get_importer(path)
+def _main_inside(path: str) -> importlib.machinery.ModuleSpec | None:
+    """The `__main__` of a folder or an archive; None for a plain file."""
+    importer = pkgutil.get_importer(str(Path(path).absolute()))
     if importer is None:
         return None
     spec = importer.find_spec("__main__")
     if spec is None:
         raise UsageError(f"{path} holds no __main__.py to run")
-    return spec.loader
+    return spec
 
 
 def _find_module(name: str) -> _Program:

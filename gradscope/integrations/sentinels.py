@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -46,8 +46,7 @@ class Sentinels:
 
     def mark(self) -> Mark:
         """Changes when any of them is written to, replaced or removed."""
-        grads = [self._tensors[i].grad for i in self._chosen]
-        return tuple(None if grad is None else (id(grad), grad._version) for grad in grads)
+        return mark(self._tensors[i].grad for i in self._chosen)
 
     @property
     def gone(self) -> bool:
@@ -63,6 +62,11 @@ class Sentinels:
             if grad is not None and grad.device.type == "cpu" and grad.numel() <= SMALL:
                 found[i] = l2(grad)
         return found
+
+
+def mark(gradients: Iterable[torch.Tensor | None]) -> Mark:
+    """Changes when any of them is written to, replaced or removed."""
+    return tuple(None if one is None else (id(one), one._version) for one in gradients)
 
 
 def ratios(before: dict[int, float], after: dict[int, float]) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import math
 import os
 import sys
@@ -18,6 +17,7 @@ import torch
 
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import forward_order, models_of
+from gradscope.integrations.sentinels import Mark, mark
 from gradscope.integrations.track import Track
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.schema import Ending, Header, Parameter
@@ -50,7 +50,9 @@ class Session:
     `header` is what all their runs share; `root` the folder that holds `.gradscope`.
     """
 
-    def __init__(self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None) -> None:
+    def __init__(
+        self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None
+    ) -> None:
         self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
         self.armed = True
         self.failure: str | None = None
@@ -65,6 +67,8 @@ class Session:
         self._by_optimizer: dict[int, Track] = {}
         self._loose = deque[tuple[torch.Tensor | float, float, int | None]](maxlen=MOST_LOOSE)
         self._order: dict[int, int] = {}
+        self._marks: dict[int, Mark] = {}
+        self._fresh: set[int] = set()
         self._scaler: Any = None
         self._unscaled: tuple[Any, Any] = (None, None)
         self._running: list[int] = []
@@ -90,7 +94,8 @@ class Session:
         self._put_away()
         if not self._closures:
             self._running.clear()
-        if self._unknown() or self.backwards == 1:
+        self._marks = {id(one): _mark(one) for one in self._free()}
+        if self._marks or self.backwards == 1:
             self._order = forward_order(roots)
         for track in self.tracks:
             track.before_backward()
@@ -106,10 +111,11 @@ class Session:
         loss = _value(loss, scale if scaled is None else 1.0)
         self._unscaled = (None, None)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
-        unknown = bool(self._unknown())
-        if unknown or not any(received):
+        fresh = {id(one) for one in self._free() if self._marks.get(id(one)) != _mark(one)}
+        self._fresh |= fresh
+        if fresh or not (any(received) or self._free()):
             self._loose.append((loss, scale, self.batch))
-        if unknown:
+        if fresh:
             self._begin_track()
 
     @guarded
@@ -205,9 +211,11 @@ class Session:
             self._join(track, optimizer)
         return track
 
+    @guarded
     def register(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was made."""
         self._optimizers.add(optimizer)
+        self.track_of(optimizer, begin=False)
 
     def close(self, ending: Callable[[int], Ending]) -> None:
         """The script is over; `ending(step)` says how, for a training that reached that step."""
@@ -248,7 +256,7 @@ class Session:
         self, tensors: Iterable[torch.Tensor] = (), optimizer: torch.optim.Optimizer | None = None
     ) -> Track | None:
         """Open a recorder for the optimizers that hold gradients, or for `tensors` where nothing else holds them."""
-        chosen = self._unknown(optimizer)
+        chosen = [one for one in self._free() if one is optimizer or id(one) in self._fresh]
         parameters = [p for one in chosen for p in _held(one)] or list(tensors)
         if not any(p.grad is not None for p in parameters):
             return None
@@ -281,10 +289,9 @@ class Session:
             self._join(track, one)
         return track
 
-    def _unknown(self, asked: torch.optim.Optimizer | None = None) -> list[torch.optim.Optimizer]:
-        """Optimizers that belong to no training yet and hold gradients, or are `asked` for."""
-        free = [one for one in self._optimizers if id(one) not in self._by_optimizer]
-        return [one for one in free if one is asked or any(p.grad is not None for p in _held(one))]
+    def _free(self) -> list[torch.optim.Optimizer]:
+        """Optimizers that belong to no training yet."""
+        return [one for one in self._optimizers if id(one) not in self._by_optimizer]
 
     def _outermost(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether no other optimizer of the same training is calling this one from its own step."""
@@ -323,10 +330,7 @@ class Registry:
     """The optimizers that are alive, in the order in which they were made."""
 
     def __init__(self) -> None:
-        kind = torch.optim.Optimizer
-        self._references = [
-            weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), kind) and hasattr(one, "param_groups")
-        ]
+        self._references: list[weakref.ref[torch.optim.Optimizer]] = []
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember one more."""
@@ -347,6 +351,11 @@ class _ByHand:
 
 def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _mark(optimizer: torch.optim.Optimizer) -> Mark:
+    """Changes when any of its gradients is written to, replaced or removed."""
+    return mark(p.grad for p in _held(optimizer))
 
 
 def _value(loss: Any, scale: float) -> torch.Tensor | float:

@@ -152,7 +152,9 @@ def check_run(run: Run, case: Case, expected: Expected) -> None:
     np.testing.assert_allclose(run.lr, RATE)
     assert run.header.measured_at == "pre_clip"
     assert run.header.gradients_are == "unscaled"
-    assert [parameter.shape for parameter in run.header.parameters] == [tuple(p.shape) for p in make_model().parameters()]
+    assert [parameter.shape for parameter in run.header.parameters] == [
+        tuple(p.shape) for p in make_model().parameters()
+    ]
     assert run.header.first_nonfinite is None
     hows = {None: "finished", StopError: "failed", KeyboardInterrupt: "interrupted"}
     assert run.header.ending.how == hows[case.stops and case.stops[1]]

@@ -13,7 +13,7 @@ from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
 
 HEAD = """
-import json, math, sys
+import json, math, pathlib, sys
 import torch
 from torch import nn
 torch.manual_seed(0)
@@ -35,7 +35,7 @@ params = list(model.parameters())
 """
 TAIL = """
 seen["weights"] = [p.tolist() for p in model.parameters()]
-json.dump(seen, open(sys.argv[1], "w"))
+pathlib.Path(sys.argv[1]).write_text(json.dumps(seen))
 """
 
 

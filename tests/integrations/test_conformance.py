@@ -78,7 +78,9 @@ def train(text: str, case: Case, folder: Path, recorded: bool, capsys: pytest.Ca
     if recorded:
         done = record_script([str(script), case.name, str(saved)], root=folder)
         runs = [load_run(run) for run in done.runs]
-        assert done.exit_code == {None: 0, conformance.StopError: 1, KeyboardInterrupt: 130}[case.stops and case.stops[1]]
+        assert (
+            done.exit_code == {None: 0, conformance.StopError: 1, KeyboardInterrupt: 130}[case.stops and case.stops[1]]
+        )
         assert (case.stops is None) == ("the data stops here" not in capsys.readouterr().err)
     else:
         with suppress(conformance.StopError, KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
@@ -100,6 +102,8 @@ def test_accelerate(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_suite_can_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = PLAIN.replace("loss = conformance.loss_of(model, batch, case)", "loss = 2 * conformance.loss_of(model, batch, case)")
+    wrong = PLAIN.replace(
+        "loss = conformance.loss_of(model, batch, case)", "loss = 2 * conformance.loss_of(model, batch, case)"
+    )
     with pytest.raises(AssertionError):
         conformance.check(lambda *given: train(wrong, *given, capsys), conformance.PLAIN, tmp_path)

@@ -80,7 +80,9 @@ def train(case: Case, folder: Path, recorded: bool) -> Outcome:
     callback = GradscopeCallback(root=folder)
     module = Module(case)
     with suppress(conformance.StopError, KeyboardInterrupt, SystemExit):
-        trainer_for(case, folder, [callback] if recorded else []).fit(module, DataLoader(Batches(case), batch_size=None))
+        trainer_for(case, folder, [callback] if recorded else []).fit(
+            module, DataLoader(Batches(case), batch_size=None)
+        )
     return Outcome(module.losses, module.net.state_dict(), [load_run(run) for run in callback.runs])
 
 

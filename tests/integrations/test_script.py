@@ -1,0 +1,418 @@
+"""What `record` makes of scripts that clip, scale, accumulate and step in every way there is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradscope.runs import events
+from tests.integrations.scripts import record
+
+LOOP = """
+optimizer = torch.optim.SGD(params, lr=0.05)
+for i in range(6):
+    optimizer.zero_grad()
+    loss = loss_of(model, i)
+    loss.backward()
+    seen["losses"].append(loss.item())
+    seen["norms"].append(norm_of(model))
+    {clip}
+    optimizer.step()
+"""
+
+
+def looped(clip: str) -> str:
+    return LOOP.format(clip=clip.replace("\n", "\n    "))
+
+
+BY_HAND = """total = norm_of(model)
+if total > 3.0:
+    for p in params:
+        {shrink}"""
+
+CLIPS = {
+    "none": "pass",
+    "clip_grad_norm_": "nn.utils.clip_grad_norm_(params, 3.0)",
+    "a generator": "nn.utils.clip_grad_norm_(model.parameters(), 3.0)",
+    "imported before": "clip(model.parameters(), 3.0)",
+    "one tensor at a time": "[nn.utils.clip_grad_norm_(p, 3.0) for p in params]",
+    "clip_grad_value_": "nn.utils.clip_grad_value_(params, 0.1)",
+    "two calls": "total = nn.utils.get_total_norm([p.grad for p in params])\n"
+    "nn.utils.clip_grads_with_norm_(params, 3.0, total)",
+    "another norm": "nn.utils.clip_grad_norm_(params, 1.0, norm_type='inf')",
+    "not foreach": "nn.utils.clip_grad_norm_(params, 3.0, foreach=False)",
+    "by hand": BY_HAND.format(shrink="p.grad.mul_(3.0 / total)"),
+    "by hand, through data": BY_HAND.format(shrink="p.grad.data *= 3.0 / total"),
+    "by hand, new tensors": BY_HAND.format(shrink="p.grad = p.grad * (3.0 / total)"),
+    "by value, by hand": "for p in params:\n    p.grad.data.clamp_(-0.1, 0.1)",
+    "deprecated": "import warnings\nwith warnings.catch_warnings():\n"
+    "    warnings.simplefilter('ignore')\n    nn.utils.clip_grad_norm(params, 3.0)",
+}
+LIMITED = {"clip_grad_norm_", "a generator", "imported before", "two calls", "not foreach", "deprecated"}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_norms_are_those_before_any_clipping(name: str, tmp_path: Path) -> None:
+    body = "from torch.nn.utils import clip_grad_norm_ as clip\n" + looped(CLIPS[name])
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.loss, done.seen["losses"], rtol=1e-6)
+    assert done.recorded.exit_code == 0
+    assert done.recorded.missing is None
+    if name in LIMITED:
+        np.testing.assert_array_equal(done.run.max_norm, 3.0)
+    elif not name.startswith(("by hand", "one tensor")):
+        assert np.isnan(done.run.max_norm).all()
+
+
+@pytest.mark.parametrize("name", ["by hand", "by hand, through data", "by hand, new tensors"])
+def test_a_clip_by_hand_is_seen(name: str, tmp_path: Path) -> None:
+    done = record(tmp_path, looped(CLIPS[name]))
+    noted = {step: value for step, _, value in done.events(events.CLIP_BY_HAND)}
+    clipped = [i for i, norm in enumerate(done.seen["norms"]) if norm > 3.0]
+    assert sorted(noted) == clipped
+    assert noted == pytest.approx({i: 3.0 / done.seen["norms"][i] for i in clipped}, rel=1e-4)
+    np.testing.assert_allclose(done.run.max_norm[clipped[0] :], 3.0, rtol=1e-4)
+
+
+def test_clips_that_are_not_by_the_l2_norm_are_noted(tmp_path: Path) -> None:
+    value = record(tmp_path / "value", looped(CLIPS["clip_grad_value_"]))
+    assert value.events(events.CLIP_BY_VALUE) == [(i, "", 0.1) for i in range(6)]
+    other = record(tmp_path / "other", looped(CLIPS["another norm"]))
+    assert other.events(events.CLIP_OTHER_NORM) == [(i, "1.0", math.inf) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("change", "event"),
+    [("for p in params:\n    p.grad /= 8", None), ("for p in params:\n    p.grad += 1", events.GRADIENTS_CHANGED)],
+)
+def test_other_changes_to_gradients_are_part_of_them(change: str, event: str | None, tmp_path: Path) -> None:
+    body = looped(change).replace('seen["norms"].append(norm_of(model))', "pass")
+    done = record(tmp_path, body.replace("optimizer.step()", 'seen["norms"].append(norm_of(model)); optimizer.step()'))
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert bool(done.run.probes.probe.tolist()) == (event is not None)
+    if event:
+        assert [step for step, _, _ in done.events(event)] == [0]
+
+
+def test_a_script_without_an_optimizer(tmp_path: Path) -> None:
+    body = """
+    for i in range(5):
+        model.zero_grad()
+        loss_of(model, i).backward()
+        seen["norms"].append(nn.utils.clip_grad_norm_(params, 1.0).item())
+        with torch.no_grad():
+            for p in params:
+                p -= 0.05 * p.grad
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-5)
+    assert done.run.header.optimizer is None
+    assert not done.run.skipped.any()
+
+
+def test_parameters_that_no_module_owns(tmp_path: Path) -> None:
+    body = """
+    w, v = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([w, v], lr=0.1)
+    for i in range(3):
+        optimizer.zero_grad()
+        (w.square().sum() + v.sum()).backward()
+        optimizer.step()
+    """
+    names = [parameter.name for parameter in record(tmp_path, body).run.header.parameters]
+    assert len(set(names)) == 2
+    assert record(tmp_path / "again", body).run.header.parameters[0].name == names[0]
+
+
+def test_a_closure_optimizer_is_read_at_the_first_evaluation(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.LBFGS(params, lr=0.5, max_iter=4)
+    for i in range(4):
+        first = []
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(model, i)
+            loss.backward()
+            first.append((loss.item(), norm_of(model)))
+            return loss
+        optimizer.step(closure) if i % 2 else optimizer.step(closure=closure)
+        assert len(first) > 1
+        seen["losses"].append(first[0][0])
+        seen["norms"].append(first[0][1])
+    """
+    run = record(tmp_path, body).run
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.loss, done.seen["losses"], rtol=1e-6)
+    assert run.micro_steps.tolist() == [1] * 4
+
+
+def test_adversaries_are_two_runs(tmp_path: Path) -> None:
+    body = """
+    judge = nn.Linear(1, 1)
+    one, two = torch.optim.Adam(judge.parameters()), torch.optim.Adam(params)
+    seen["judge"] = []
+    for i in range(4):
+        inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(i))
+        made = model(inputs)
+        one.zero_grad()
+        (judge(made.detach()).mean() - judge(inputs.sum(1, keepdim=True)).mean()).backward()
+        seen["judge"].append(norm_of(judge))
+        one.step()
+        two.zero_grad()
+        loss = -judge(made).mean()
+        loss.backward()
+        seen["norms"].append(norm_of(model))
+        seen["losses"].append(loss.item())
+        two.step()
+    """
+    done = record(tmp_path, body)
+    judge, maker = sorted(done.runs, key=lambda run: len(run.header.parameters))
+    np.testing.assert_allclose(judge.global_norm, done.seen["judge"], rtol=1e-6)
+    np.testing.assert_allclose(maker.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(maker.loss, done.seen["losses"], rtol=1e-6)
+
+
+def test_halves_of_one_model_keep_to_themselves(tmp_path: Path) -> None:
+    body = """
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maker, self.judge = make(), nn.Sequential(nn.Linear(1, 1))
+    both = Both()
+    one, two = torch.optim.Adam(both.judge.parameters()), torch.optim.Adam(both.maker.parameters())
+    for i in range(3):
+        inputs = torch.randn(8, 6)
+        one.zero_grad()
+        both.judge(both.maker(inputs).detach()).mean().backward()
+        one.step()
+        two.zero_grad()
+        both.judge(both.maker(inputs)).mean().backward()
+        two.step()
+    """
+    names = [[parameter.name for parameter in run.header.parameters] for run in record(tmp_path, body).runs]
+    assert sorted(names) == [
+        ["judge.0.weight", "judge.0.bias"],
+        ["maker.0.weight", "maker.0.bias", "maker.2.weight", "maker.2.bias"],
+    ]
+
+
+def test_two_optimizers_after_one_backward_are_one_run(tmp_path: Path) -> None:
+    body = """
+    one, two = torch.optim.SGD(params[:2], lr=0.1), torch.optim.Adam(params[2:], lr=0.01)
+    for i in range(4):
+        one.zero_grad(); two.zero_grad()
+        loss_of(model, i).backward()
+        seen["norms"].append(norm_of(model))
+        one.step(); two.step()
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.lr, [[0.1, 0.01]] * 4)
+
+
+def test_encoder_and_decoder_are_one_run_with_the_largest_first(tmp_path: Path) -> None:
+    body = """
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(1, 1)
+        def forward(self, x):
+            return self.out(x)
+    head = Small()
+    one, two = torch.optim.SGD(head.parameters(), lr=0.1), torch.optim.SGD(params, lr=0.1)
+    for i in range(3):
+        one.zero_grad(); two.zero_grad()
+        head(model(torch.randn(8, 6))).mean().backward()
+        one.step(); two.step()
+    """
+    run = record(tmp_path, body).run
+    assert [p.name for p in run.header.parameters][:1] + [p.name for p in run.header.parameters][-1:] == [
+        "0.weight",
+        "Small.out.bias",
+    ]
+    assert run.header.parameters[-1].order == 2
+
+
+def test_models_trained_in_turn_are_runs_in_turn(tmp_path: Path) -> None:
+    body = """
+    import gc, weakref
+    for j in range(3):
+        model = make()
+        gone = weakref.ref(model[0].weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for i in range(2 + j):
+            optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step()
+        if j < 2:
+            del model, optimizer
+        params = []
+    gc.collect()
+    """
+    done = record(tmp_path, body)
+    assert [len(run.step) for run in done.runs] == [4, 3, 2]
+    assert all(run.header.ending.how == "finished" for run in done.runs)
+
+
+def test_memory_of_a_deleted_model_is_given_back(tmp_path: Path) -> None:
+    body = """
+    import gc, weakref
+    def once():
+        net = make()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for i in range(2):
+            optimizer.zero_grad(); loss_of(net, i).backward(); optimizer.step()
+        return weakref.ref(net[0].weight)
+    gone = once()
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    loss_of(model, 0).backward()
+    gc.collect()
+    seen["gone"] = gone() is None
+    """
+    assert record(tmp_path, body).seen["gone"]
+
+
+def test_a_deleted_optimizer_over_the_same_model_goes_on(tmp_path: Path) -> None:
+    body = """
+    for lr in (0.1, 0.01):
+        optimizer = torch.optim.SGD(params, lr=lr)
+        for i in range(3):
+            optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step()
+    """
+    run = record(tmp_path, body).run
+    assert len(run.step) == 6
+    np.testing.assert_allclose(run.lr[-1], 0.01)
+
+
+def test_part_of_a_model_frozen_tied_and_unused(tmp_path: Path) -> None:
+    body = """
+    model[0].weight.requires_grad_(False)
+    model.append(nn.Linear(1, 1))
+    model.unused = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for i in range(3):
+        optimizer.zero_grad()
+        model[3](model[2](model[1](model[0](torch.ones(1, 6))))).sum().backward()
+        seen["norms"].append(norm_of(model)); optimizer.step()
+    """
+    done = record(tmp_path, body)
+    named = {
+        p.name: (p.trainable, bool(np.isnan(done.run.grad_norm[:, i]).all()))
+        for i, p in enumerate(done.run.header.parameters)
+    }
+    assert named["0.weight"] == (False, True)
+    assert named["unused.weight"] == (True, True)
+    assert named["2.weight"] == (True, False)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+def test_sparse_gradients(tmp_path: Path) -> None:
+    body = """
+    model = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    for i in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([1, 2, 2])).square().sum().backward()
+        seen["norms"].append(model.weight.grad.to_dense().double().norm().item())
+        optimizer.step()
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["foreach=True", "fused=True", "foreach=False"])
+def test_kinds_of_optimizers_with_a_scaler(option: str, tmp_path: Path) -> None:
+    body = f"""
+    optimizer = torch.optim.AdamW(params, lr=0.01, {option})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for i in range(5):
+        optimizer.zero_grad()
+        loss = loss_of(model, i)
+        scaler.scale(loss).backward()
+        seen["losses"].append(loss.item())
+        seen["norms"].append(norm_of(model) / scaler.get_scale())
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        seen.setdefault("skipped", []).append(scaler.get_scale() < before)
+    """
+    done = record(tmp_path, body)
+    assert any(done.seen["skipped"])
+    assert done.run.skipped.tolist() == done.seen["skipped"]
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.loss, done.seen["losses"], rtol=1e-6)
+
+
+def test_an_optimizer_that_calls_another(tmp_path: Path) -> None:
+    body = """
+    class Twice(torch.optim.Optimizer):
+        def __init__(self, inner):
+            super().__init__(inner.param_groups[0]["params"], {"lr": 0.1})
+            self.inner = inner
+        def step(self, closure=None):
+            self.inner.step()
+    optimizer = Twice(torch.optim.SGD(params, lr=0.1))
+    for i in range(3):
+        optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step()
+    """
+    assert len(record(tmp_path, body).run.step) == 3
+
+
+def test_every_other_step_and_a_bounded_file(tmp_path: Path) -> None:
+    every = record(tmp_path / "every", looped(CLIPS["clip_grad_norm_"]), every=2)
+    assert every.run.step.tolist() == [0, 2, 4]
+    np.testing.assert_allclose(every.run.global_norm, every.seen["norms"][::2], rtol=1e-6)
+    bounded = record(tmp_path / "bounded", looped("pass"), max_rows=4)
+    assert len(bounded.run.step) <= 4
+    np.testing.assert_allclose(bounded.run.global_norm, np.asarray(bounded.seen["norms"])[bounded.run.step], rtol=1e-6)
+
+
+def test_a_batch_thrown_away_is_no_step(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.05)
+    for i in range(5):
+        optimizer.zero_grad()
+        loss = loss_of(model, i)
+        loss.backward()
+        if i == 2:
+            continue
+        seen["losses"].append(loss.item())
+        optimizer.step()
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.loss, done.seen["losses"], rtol=1e-6)
+
+
+def test_gradients_of_inputs_alone_are_no_micro_step(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.05)
+    for i in range(3):
+        x = torch.ones(2, 6, requires_grad=True)
+        model(x).sum().backward(inputs=[x])
+        torch.autograd.grad(model(x).sum(), params)
+        optimizer.zero_grad()
+        loss_of(model, i).backward()
+        optimizer.step()
+    """
+    run = record(tmp_path, body).run
+    assert run.micro_steps.tolist() == [1, 1, 1]
+    assert np.isfinite(run.loss).all()
+
+
+def test_the_layers_are_in_the_order_of_the_forward_pass(tmp_path: Path) -> None:
+    body = """
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.middle, self.first = nn.Linear(4, 1), nn.GRU(4, 4), nn.Linear(6, 4)
+        def forward(self, x):
+            return self.last(self.middle(self.first(x))[0])
+    model = Backwards()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    model(torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    """
+    assert [layer.name for layer in record(tmp_path, body).run.layers] == ["first", "middle", "last"]
