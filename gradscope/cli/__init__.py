@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ from gradscope.cli.show import show_command
 from gradscope.cli.watch import watch_command
 from gradscope.errors import GradscopeError
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "analyze": analyze_command,
     "record": record_command,
     "recommend": recommend_command,

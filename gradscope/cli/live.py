@@ -30,6 +30,7 @@ class Live:
         self._last_line = self._started = time.monotonic()
         self._stage, self._total, self._done = "", 0, 0
         self._leading: list[tuple[str, float]] = []
+        self._layers: list[str] = []
         self._display: Any = None
         self._progress: Any = None
 
@@ -52,6 +53,9 @@ class Live:
 
     def read(self, workload: Workload) -> None:
         """The spec was read: say how."""
+        from gradscope.capture.describe import describe
+
+        self._layers = [parameter.layer for parameter in describe(workload.model, workload.optimizers).parameters]
         self.say(pieces_table(workload.pieces))
 
     def say(self, text: str) -> None:
@@ -74,7 +78,7 @@ class Live:
         """One optimizer step was taken."""
         self._done += 1
         self._norms.append(seen.global_norm)
-        self._leading = seen.leading()[:3] if self._display is not None else []
+        self._leading = self._largest(seen) if self._display is not None else []
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[-1], advance=1, rate=f"{rate:.3g} steps/s")
@@ -82,6 +86,14 @@ class Live:
             self._last_line = time.monotonic()
             left = (self._total - self._done) / rate
             tell(f"{self._stage}: step {self._done} of {self._total}, {left:.0f} s left, norm {seen.global_norm:.3g}")
+
+    def _largest(self, seen: StepSeen) -> list[tuple[str, float]]:
+        """The three layers with the largest gradient norm."""
+        squares: dict[str, float] = {}
+        norms = seen.reading.norms.norm if seen.reading is not None else ()
+        for layer, norm in zip(self._layers, norms, strict=False):
+            squares[layer] = squares.get(layer, 0.0) + (0.0 if math.isnan(norm) else float(norm) ** 2)
+        return sorted(((name, math.sqrt(square)) for name, square in squares.items()), key=lambda one: -one[1])[:3]
 
     def _picture(self) -> RenderableType:
         from rich.console import Group
