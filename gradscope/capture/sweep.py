@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from gradscope.capture.loop import StepSeen, to_device
-from gradscope.capture.recorder import Recorder
 from gradscope.capture.scaling import autocast
 from gradscope.capture.snapshot import Snapshot
+from gradscope.capture.trials import Parent
 from gradscope.runs.schema import Ending, Trial
 from gradscope.workload.model import DataEndedError, Workload
 
@@ -20,7 +20,7 @@ def run_sweep(
     workload: Workload,
     start: Snapshot,
     trial: Trial,
-    parent: Recorder,
+    parent: Parent,
     *,
     on_step: Callable[[StepSeen], None] | None = None,
     deadline: float | None = None,

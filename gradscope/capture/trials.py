@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,14 @@ from gradscope.workload.model import DataEndedError, Workload
 
 NEXT_IN_ORDER = "the batches are the next ones in order, since those of the planned steps cannot be reached"
 OUT_OF_TIME = "the time budget ended"
+
+
+class Parent(Protocol):
+    """The run that trials belong to."""
+
+    def trial(self, trial: Trial) -> Recorder:
+        """A recorder of a child run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def run_trial(
     workload: Workload,
     start: Snapshot,
     trial: Trial,
-    parent: Recorder,
+    parent: Parent,
     *,
     change: Change = UNCHANGED,
     on_step: Callable[[StepSeen], None] | None = None,

@@ -65,7 +65,7 @@ def analyze_command(
         report = analyze(
             target,
             steps=steps,
-            seed=0 if seed is None else seed,
+            seed=seed,
             rehearse=not quick,
             verify=not quick,
             budget=budget_s,

@@ -21,7 +21,12 @@ def recommend_command(
     run: RunArgument = None,
     percentiles: Annotated[
         list[float] | None,
-        typer.Option("--percentile", "-p", envvar="GRADSCOPE_PERCENTILE", help="0 to 100; repeatable. Default 95."),
+        typer.Option(
+            "--percentile",
+            "-p",
+            envvar="GRADSCOPE_PERCENTILE",
+            help="0 to 100, repeatable; without it the proven threshold, else 95.",
+        ),
     ] = None,
     by: Annotated[str, typer.Option("--by", help="norm, or value (clip_grad_value_).")] = "norm",
     per_layer: Annotated[bool, typer.Option("--per-layer", help="The same percentile for each layer alone.")] = False,
@@ -47,7 +52,7 @@ def recommend_command(
     recorded = load(run)
     if verify:
         recorded = _verified(recorded, tuple(percentiles or [95.0]), seconds(budget))
-    answer = recommend(recorded, tuple(percentiles or [95.0]), by=by, per_layer=per_layer)  # type: ignore[arg-type]
+    answer = recommend(recorded, percentiles or None, by=by, per_layer=per_layer)  # type: ignore[arg-type]  # checked above
     emit(_text(answer, quiet, framework, _format(output_format, output)), output)
     if not quiet:
         tell(f"from {recorded.path}")

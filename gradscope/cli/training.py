@@ -18,7 +18,7 @@ DataOption = Annotated[
 ColumnOption = Annotated[
     str | None, typer.Option("--target", envvar="GRADSCOPE_TARGET", help="The column of --data to predict.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", envvar="GRADSCOPE_SEED", help="Default 0.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", envvar="GRADSCOPE_SEED", help="Default: the spec's, else 0.")]
 TotalStepsOption = Annotated[
     int | None,
     typer.Option("--total-steps", envvar="GRADSCOPE_TOTAL_STEPS", help="Planned optimizer steps of the real training."),

@@ -1,4 +1,4 @@
-"""Clipping functions of torch, listened to: gradients are read there before they are clipped, by whatever name they are called."""
+"""Clipping functions of torch, listened to: gradients are read there before they are clipped, whatever name calls them."""
 
 from __future__ import annotations
 

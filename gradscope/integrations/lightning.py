@@ -15,7 +15,7 @@ from gradscope.runs.catalogue import new_run_directory
 try:
     from lightning.pytorch import Callback
 except ImportError:
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]  # the same class by its other name
 
 
 class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any where Lightning is not installed

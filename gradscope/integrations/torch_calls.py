@@ -138,7 +138,8 @@ def _scaled_step(session: Session, original: Call) -> Call:
 
 
 def _schedulers(kind: type) -> list[type]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _schedulers(child))]
+    children: list[type] = kind.__subclasses__()
+    return [kind, *(found for child in children for found in _schedulers(child))]
 
 
 def _schedule(session: Session, original: Call) -> Call:

@@ -1,7 +1,7 @@
 """Transformers: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before the trainer clips them, unscaled.
 
-The trainer calls its callbacks only after it has clipped. So the callback looks over the shoulder of `training_step`, where the
-backward pass ends: each call of it is watched on its own, and nothing is left behind when it raises.
+The trainer calls its callbacks only after it has clipped. So the callback looks over the shoulder of `training_step`, where
+the backward pass ends: each call of it is watched on its own, and nothing is left behind when it raises.
 """
 
 from __future__ import annotations

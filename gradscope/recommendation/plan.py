@@ -16,7 +16,9 @@ import numpy as np
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import number, unscaled_norms, usable
+from gradscope.recommendation.basis import choose_basis
 from gradscope.recommendation.candidates import BEST, HALFWAY, RUNNER_UP, final_loss, finished, stretch
+from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -55,6 +57,21 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
     first = [one for one in _first_stage(run, middle).values() if not _same_as_unclipped(run, one, NONE)]
     missing = tuple(one for one in first if one.name not in run.trials)
     return missing or _second_stage(run, middle, steps)
+
+
+def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: float = float("inf")) -> tuple[Trial, ...]:
+    """Trials of the run's own percentiles as thresholds, as long as the longest trial so far; those not tried yet.
+
+    Raises:
+        NothingMeasuredError: no step has a usable norm.
+    """
+    longest = max((len(one.indexes) for one in _candidate_trials(run).values()), default=min(FIRST, horizon(run)))
+    wanted = [
+        _trial(run, f"percentile-{found.percentile:g}", found.max_norm, longest, f"percentile {found.percentile:g}")
+        for found in thresholds(choose_basis(run, "norm").sizes, percentiles)
+    ]
+    new = [one for one in wanted if one.name not in run.trials]
+    return tuple(new[: int(min(allowed, 1e9) / longest)])
 
 
 def center(run: Run) -> float | None:

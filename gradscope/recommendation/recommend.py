@@ -22,12 +22,22 @@ from gradscope.recommendation.percentiles import (
 from gradscope.runs.run import Run
 
 FEW = 20
+SAME = 1e-6
+"""Relative difference up to which two thresholds are one."""
 
 
 def recommend(
-    run: Run, percentiles: Iterable[float] = (95.0,), *, by: By = "norm", per_layer: bool = False
+    run: Run,
+    percentiles: Iterable[float] | None = None,
+    *,
+    by: By = "norm",
+    per_layer: bool = False,
+    proven: bool | None = None,
 ) -> Recommendation:
-    """The threshold for `run`: the first percentile of its norms, or the best of the thresholds tried in its trials.
+    """The threshold for `run`: the best of those tried in its trials, or a percentile of its norms.
+
+    Asked for `percentiles`, the first of them is the answer, beside what was tried; asked for none, the best of those tried,
+    else the 95th percentile. `proven` says which of the two, whatever was asked.
 
     `by="value"` is for clipping single values (`clip_grad_value_`): percentiles of the largest |gradient| of each step.
 
@@ -37,7 +47,8 @@ def recommend(
     """
     if by not in ("norm", "value"):
         raise UsageError(f"clipping goes by 'norm' or by 'value', not by {by!r}")
-    asked = check_percentiles(percentiles)
+    asked = check_percentiles((95.0,) if percentiles is None else percentiles)
+    proven = percentiles is None if proven is None else proven
     basis = choose_basis(run, by)
     found = thresholds(basis.sizes, asked)
     first = found[0]
@@ -59,7 +70,30 @@ def recommend(
         layers=_layers(basis, asked[0], by) if per_layer else (),
     )
     tried = candidates(run) if by == "norm" else ()
-    return _verified(plain, tried) if tried else plain
+    if not tried:
+        return plain
+    return _verified(plain, tried) if proven else _beside(plain, tried)
+
+
+def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
+    """The percentile as the answer, with how it did among the thresholds that were tried."""
+    own = next((one for one in tried if one.max_norm is not None and _same(one.max_norm, plain.max_norm)), None)
+    best = next((one for one in tried if one.chosen), None)
+    reason = plain.reason
+    if own is not None:
+        how = "diverged" if own.diverged or own.loss is None else f"ended at loss {number(own.loss)}"
+        reason += f" Tried as a threshold it {how}."
+    if best is not None and best is not own:
+        value = "not clipping" if best.max_norm is None else number(best.max_norm)
+        reason += (
+            f" Of {count(len(tried), 'threshold')} tried, the best was {value}, with loss {number(best.loss or 0.0)}."
+        )
+    verified = own is not None and not own.diverged
+    return dataclasses.replace(plain, verified=verified, reason=reason, candidates=tried)
+
+
+def _same(one: float, other: float | None) -> bool:
+    return other is not None and abs(one - other) <= SAME * other
 
 
 def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:

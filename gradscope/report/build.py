@@ -40,7 +40,7 @@ def build_report(run: Run, *, percentiles: tuple[float, ...] = (95.0,)) -> Repor
 
 def _recommend(run: Run, percentiles: tuple[float, ...]) -> tuple[Recommendation | None, tuple[Threshold, ...]]:
     try:
-        answer = recommend(run, (*percentiles, *RUNGS), per_layer=True)
+        answer = recommend(run, (*percentiles, *RUNGS), per_layer=True, proven=True)
     except NothingMeasuredError:
         return None, ()
     asked, ladder = answer.thresholds[: len(percentiles)], answer.thresholds[len(percentiles) :]
@@ -72,4 +72,4 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield f"The run ended early ({header.ending.how}): {header.ending.message or 'no reason was given'}."
     if header.unmeasured:
         yield f"{plural(len(header.unmeasured), 'layer')} could not be probed; the table of layers says why."
-    yield from header.notes
+    yield from (note[:1].upper() + note[1:] for note in header.notes)

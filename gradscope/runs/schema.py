@@ -82,8 +82,8 @@ class Plan:
 class Trial:
     """What a child run tried.
 
-    `kind`: rehearsal | replay | sweep | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and learning
-    rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
+    `kind`: rehearsal | replay | sweep | window | candidate | remedy. `indexes[k]` is the step of the plan whose batch and
+    learning rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
     `lr_at`: `planned` (lr_factor × the planned rate of each index) or `peak` (× the highest planned rate still to come).
     A `sweep` only looks: the loss of each batch, no step. `warm_up`: the rate also rises over so many first steps of the
     plan. `layer` starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a

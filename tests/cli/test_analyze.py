@@ -147,3 +147,52 @@ def test_a_bug_of_ours_is_exit_4(
     result = gradscope(capsys, "runs")
     assert result.code == 4
     assert "please report it" in result.err
+
+
+def test_verify_proves_the_asked_percentile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analyzed(here, capsys, specs.HEALTHY, "--quick")
+    result = gradscope(capsys, "recommend", "-p", "90", "--verify", "--format", "json")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    run = load_run(find_run())
+    assert "percentile-90" in run.trials
+    assert answer["verified"]
+    assert answer["max_norm"] == pytest.approx(answer["thresholds"][0]["max_norm"])
+    assert any(one["trial"] == "percentile-90" for one in answer["candidates"])
+
+
+def test_asked_for_a_percentile_it_answers_that_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proven = analyzed(here, capsys, specs.EXPLODES_LATER)["recommendation"]["max_norm"]
+    asked = float(gradscope(capsys, "recommend", "-p", "95", "-q").out)
+    assert asked == pytest.approx(float(load_run(find_run()).global_norm[:50].max()), rel=0.5)
+    free = gradscope(capsys, "recommend", "-q").out.strip()
+    assert free == ("none" if proven is None else f"{proven:.6g}")
+
+
+def test_a_recorded_script_cannot_be_verified(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.builders import make_run
+
+    run = make_run(here, [1.0] * 60, recorded_by="record")
+    result = gradscope(capsys, "recommend", str(run.path), "--verify")
+    assert result.code == 2
+    assert "gradscope init" in result.err
+
+
+def test_the_specs_own_seed_counts_unless_one_is_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.HEALTHY + "seed = 7\n"
+    assert analyzed(here, capsys, text, "--quick", "--steps", "5")["run"]["seed"] == 7
+    assert analyzed(here, capsys, text, "--quick", "--steps", "5", "--seed", "3")["run"]["seed"] == 3
+
+
+def test_the_live_display_on_a_terminal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("gradscope.cli.live._is_terminal", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--quick", "--steps", "10")
+    assert result.code == 0
+    assert "window" in result.err
+
+
+def test_a_plain_line_every_ten_seconds(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("gradscope.cli.live.PLAIN_SECONDS", 0.0)
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--quick", "--steps", "10")
+    assert re.search(r"window: step 10 of 10, 0 s left, norm [\d.]+", result.err)
