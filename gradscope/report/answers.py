@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.model import Report
+from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
 
 TITLES = {
@@ -51,7 +52,7 @@ def explosion(report: Report) -> Answer:
 
 def rehearsed(report: Report) -> bool:
     """Whether the training was rehearsed ahead of its window."""
-    return any(child.header.trial and child.header.trial.kind == "rehearsal" for child in report.run.trials.values())
+    return bool(trials(report.run, "rehearsal"))
 
 
 def layer(report: Report) -> Answer:
@@ -68,8 +69,10 @@ def layer(report: Report) -> Answer:
 
 def without_subject(message: str, subject: str | None) -> str:
     """A message without the layer it begins with, for where the layer is named already."""
-    short = message.removeprefix(f"{subject}: ")
-    return short[:1].upper() + short[1:]
+    for prefix in (f"{subject}: ", f"{subject} ") if subject else ():
+        if message.startswith(prefix):
+            return message[len(prefix) :][:1].upper() + message[len(prefix) + 1 :]
+    return message
 
 
 def threshold(report: Report) -> Answer:
@@ -120,7 +123,7 @@ def interval(asked: Threshold) -> str:
 def sureness(report: Report) -> Answer:
     """What the answers rest on, and whether the threshold was tried."""
     recommendation, question = report.recommendation, "How sure?"
-    tried = sum(t.header.trial is not None and t.header.trial.kind == "rehearsal" for t in report.run.trials.values())
+    tried = len(trials(report.run, "rehearsal"))
     ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else "not rehearsed: a window alone cannot foresee"
     if recommendation is None:
         return Answer(question, "Nothing was measured", _sentences((ahead,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def measured(report: Report) -> Facts:
     run, header = report.run, report.run.header
     elements = sum(math.prod(p.shape) for p in header.parameters)
     trainable = sum(math.prod(p.shape) for p in header.parameters if p.trainable)
-    plan = f"{header.plan.total_steps:,} steps" if header.plan.total_steps else "unknown"
+    plan = f"{header.plan.total_steps:,}" if header.plan.total_steps else "an unknown number"
     facts = [
         ("Steps", f"{plural(len(run.step), 'step')} of {plan} planned" + _every(header.every)),
         ("Norms read", f"{MEASURED_AT[header.measured_at]}, gradients {header.gradients_are}"),
@@ -49,7 +50,7 @@ def _optimizer(report: Report) -> str:
     if optimizer is None:
         return "unknown"
     rates = ", ".join(number(rate) for rate in dict.fromkeys(group.lr for group in optimizer.groups))
-    return f"{visible(optimizer.type)}, learning rate {rates}" if rates else visible(optimizer.type)
+    return f"{visible(optimizer.type)}, learning rate {rates} at the first step" if rates else visible(optimizer.type)
 
 
 def _ending(report: Report) -> str:
@@ -66,7 +67,7 @@ def environment(report: Report) -> Facts:
     if header.overhead_s is not None and last > 0:
         paid += f" of {number(float(last))} s ({share(header.overhead_s / float(last))})"
     return [
-        ("Command", visible(shlex.join(header.command))),
+        ("Command", visible(shlex.join((*(Path(part).name for part in header.command[:1]), *header.command[1:])))),
         ("Source", visible(header.source)),
         ("Recorded", f"{header.created}, by {header.recorded_by}"),
         ("Seed", "not set" if header.seed is None else str(header.seed)),

@@ -20,7 +20,7 @@ def remedies(run: Run) -> tuple[Remedy, ...]:
 
     A trial's note names the change in its first line; the lines after it are what to paste.
     """
-    found = [_remedy(run, child) for child in trials(run, "remedy") if len(child.step)]
+    found = [_remedy(run, child) for child in trials(run, "remedy")]
     ranked = sorted(found, key=lambda r: (not r.held, r.loss if r.loss is not None else np.inf))
     if ranked and ranked[0].held:
         ranked[0] = dataclasses.replace(ranked[0], best=True)

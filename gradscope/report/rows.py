@@ -98,13 +98,17 @@ def trial_rows(report: Report, *kinds: str) -> list[TrialRow]:
 
 
 def trials(run: Run, *kinds: str) -> list[Run]:
-    """The child runs of these kinds, ordered by kind, learning-rate factor, draw and name."""
+    """The child runs of these kinds that took a step, ordered by kind, learning-rate factor, draw and name."""
 
     def place(child: Run) -> tuple[Any, ...]:
         trial = child.header.trial
         return (kinds.index(trial.kind), trial.lr_factor, trial.draw, trial.name) if trial else ()
 
-    chosen = [child for child in run.trials.values() if child.header.trial and child.header.trial.kind in kinds]
+    chosen = [
+        child
+        for child in run.trials.values()
+        if child.header.trial and child.header.trial.kind in kinds and len(child.step)
+    ]
     return sorted(chosen, key=place)
 
 

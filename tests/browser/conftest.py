@@ -13,7 +13,6 @@ from gradscope.report.renderers import renderer
 from tests.browser.chromium import chromium, executable
 from tests.report.builders import REPORTS
 
-
 OWN = ("file:", "data:")
 
 

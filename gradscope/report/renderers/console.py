@@ -28,7 +28,7 @@ from gradscope.report.text import (
     visible,
 )
 
-SHOWN_LAYERS = 10
+SHOWN_LAYERS, MOST_LAYERS = 10, 30
 WIDE = 120
 STYLES = {
     "exploding": "bold red",
@@ -160,7 +160,7 @@ def _layers(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
     rows = layer_rows(report)
     if not rows:
         return
-    shown = rows if terminal.width is None else rows[:SHOWN_LAYERS]
+    shown = [row for row in rows[:MOST_LAYERS] if row.place <= SHOWN_LAYERS or row.level not in ("low", None)]
     wide = (terminal.width or WIDE) >= WIDE
     yield heading("Layers, most at risk first")
     yield _layer_table(shown, terminal, wide)

@@ -128,7 +128,7 @@
       crosses.forEach(([x, y]) => pen.fillText("✕", x, y));
       pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
       const every = Math.ceil(rows.length * 14 / tall);
-      for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, (r + 0.5) * tall / rows.length);
+      for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, Math.max(7, (r + 0.5) * tall / rows.length));
       pen.textBaseline = "top"; pen.textAlign = "left"; pen.fillText(`step ${data.first[0]}`, left, tall + 5);
       pen.textAlign = "right"; pen.fillText(String(data.last[columns - 1]), width, tall + 5); pen.textAlign = "left"; pen.textBaseline = "alphabetic";
       if (at) {

@@ -1,0 +1,174 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gradscope.errors import UsageError
+from gradscope.recommendation import recommend
+from gradscope.recommendation.model import Threshold
+from gradscope.report.answers import answers, interval, without_subject
+from gradscope.report.build import build_report
+from gradscope.report.facts import environment, measured
+from gradscope.report.paste import paste_line, pastes
+from gradscope.report.remedies import remedies
+from gradscope.report.rows import layer_rows, trial_rows
+from gradscope.runs.schema import Ending, Offender, Plan, Trial
+from tests.builders import make_run
+from tests.report.builders import REPORTS, make_report
+
+
+def test_a_report_holds_diagnosis_threshold_and_ladder(tmp_path):
+    run = make_run(tmp_path, list(np.linspace(1, 2, 60)))
+    report = build_report(run, percentiles=(90.0, 99.0))
+    assert [t.percentile for t in report.recommendation.thresholds] == [90.0, 99.0]
+    assert report.recommendation.max_norm == recommend(run, (90.0,)).max_norm
+    assert [t.percentile for t in report.ladder] == list(range(101))
+    assert report.ladder[90].max_norm == report.recommendation.max_norm
+    assert report.risk("fc1").name == "fc1"
+    assert report.risk("nowhere") is None
+
+
+def test_a_run_with_nothing_measured_still_has_a_report(tmp_path):
+    report = build_report(make_run(tmp_path, [float("nan")] * 3))
+    assert report.recommendation is None
+    assert report.ladder == ()
+    assert any("No step has a finite gradient norm" in caveat for caveat in report.caveats)
+    assert answers(report)[2].answer.startswith("None")
+    assert pastes(report) == []
+    assert paste_line(report) is None
+
+
+def test_a_wrong_percentile_is_said(tmp_path):
+    with pytest.raises(UsageError):
+        build_report(make_run(tmp_path, [1.0]), percentiles=(101.0,))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"synthetic_data": True}, "real data"),
+        ({"inferred_loss": True}, "inferred"),
+        ({"measured_at": "post_clip"}, "post-clip"),
+        ({"gradients_are": "scaled"}, "loss scale"),
+        ({"plan": Plan()}, "planned number of steps is unknown"),
+        ({"unmeasured": {"fc1": "its output is no tensor"}}, "1 layer could not be probed"),
+        ({"notes": ("left out the replay",)}, "Left out the replay"),
+    ],
+)
+def test_what_a_run_cannot_know_is_said(change, said, tmp_path):
+    plain = build_report(make_run(tmp_path, [1.0] * 60))
+    report = build_report(make_run(tmp_path, [1.0] * 60, **change))
+    assert any(said in caveat for caveat in report.caveats)
+    assert not any(said in caveat for caveat in plain.caveats)
+
+
+def test_short_unverified_torn_and_interrupted_runs_say_so(tmp_path):
+    run = make_run(tmp_path, [1.0] * 5, ending=Ending("interrupted", 5))
+    said = " ".join(build_report(dataclasses.replace(run, notes=("steps.arrow ends in a torn row",))).caveats)
+    for part in ("5 steps", "not tried", "torn row", "interrupted", "cannot foresee"):
+        assert part in said
+
+
+def test_remedies_are_judged_and_the_best_is_first(tmp_path):
+    tried = {
+        "a": (Trial("remedy", "a", note="lower\nlr = 0.1\nwarm = 2"), [1.0] * 30, [1.0] * 30),
+        "b": (Trial("remedy", "b", note="warm-up"), [0.5] * 30, [1.0] * 30),
+        "c": (Trial("remedy", "c"), [1.0] * 29 + [float("nan")], [1.0] * 30),
+        "d": (Trial("remedy", "d"), [100.0] * 30, [1.0] * 30),
+        "e": (Trial("remedy", "e"), [], []),
+    }
+    found = remedies(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials=tried))
+    assert [(r.name, r.held, r.loss, r.best) for r in found[:2]] == [
+        ("warm-up", True, 0.5, True),
+        ("lower", True, 1.0, False),
+    ]
+    assert {(r.name, r.held, r.loss) for r in found[2:]} == {("c", False, None), ("d", False, None)}
+    assert found[1].snippet == "lr = 0.1\nwarm = 2"
+    failed = remedies(make_run(tmp_path, [1.0] * 50, trials={"c": tried["c"]}))
+    assert [r.best for r in failed] == [False]
+
+
+def test_trials_without_a_step_are_not_shown(tmp_path):
+    trials = {"x1": (Trial("rehearsal", "x1"), [], []), "x2": (Trial("rehearsal", "x2", 2.0), [1.0] * 9, [1.0] * 9)}
+    report = build_report(make_run(tmp_path, [1.0] * 50, trials=trials))
+    assert [row.title for row in trial_rows(report, "rehearsal")] == ["rehearsal ×2"]
+
+
+def test_trials_have_titles(tmp_path):
+    made = [
+        Trial("rehearsal", "x1-long"),
+        Trial("replay", "replay"),
+        Trial("window", "w"),
+        Trial("candidate", "clip-1"),
+    ]
+    trials = {trial.name: (trial, [1.0] * 9, [1.0] * 9) for trial in made}
+    rows = trial_rows(
+        build_report(make_run(tmp_path, [1.0] * 50, trials=trials)), "rehearsal", "replay", "window", "candidate"
+    )
+    assert [row.title for row in rows] == ["rehearsal ×1, long", "worst-batch replay", "window, clipped low", "clip-1"]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_report_answers_in_sentences(name, tmp_path):
+    told = answers(REPORTS[name](tmp_path))
+    assert [answer.question[-1] for answer in told] == ["?"] * 4
+    assert all(answer.answer for answer in told)
+    assert all(line[-1] in ".:!?" for answer in told for line in answer.details)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.0, 2.0, "1 to 2, each end 95 % sure"),
+        (1.0, None, "at least 1, 95 % sure; too few steps for an upper end"),
+        (None, 2.0, "at most 2, 95 % sure; too few steps for a lower end"),
+        (None, None, "too few steps for an interval"),
+    ],
+)
+def test_an_interval_says_what_it_lacks(low, high, said):
+    assert interval(Threshold(95, 1.5, low, high, 0.95, 0.05, 0.99, "safety net")) == said
+
+
+def test_without_layers_none_is_named(tmp_path):
+    report = REPORTS["healthy"](tmp_path)
+    bare = dataclasses.replace(report, diagnosis=dataclasses.replace(report.diagnosis, layers=()))
+    assert answers(bare)[1].answer == "No layer was measured"
+
+
+def test_a_message_does_not_repeat_its_layer():
+    assert without_subject("fc1: gain 3", "fc1") == "Gain 3"
+    assert without_subject("fc1 multiplies", "fc1") == "Multiplies"
+    assert without_subject("fc10 multiplies", "fc1") == "fc10 multiplies"
+    assert without_subject("seen", None) == "seen"
+    assert without_subject(": x", "") == ": x"
+
+
+def test_unranked_layers_follow_in_forward_order(tmp_path):
+    report = REPORTS["healthy"](tmp_path)
+    risks = (dataclasses.replace(report.diagnosis.layers[2], name="elsewhere"), report.diagnosis.layers[1])
+    report = dataclasses.replace(report, diagnosis=dataclasses.replace(report.diagnosis, layers=risks))
+    rows = layer_rows(report)
+    assert [row.name for row in rows] == ["elsewhere", "fc2", "fc1", "fc3"]
+    assert (rows[0].median, rows[0].size, rows[2].level) == (None, 0, None)
+
+
+def test_the_facts_of_a_run(tmp_path):
+    plain = dict(measured(make_report(make_run(tmp_path, [1.0] * 3))))
+    assert plain["Steps"] == "3 steps of 1,000 planned"
+    assert plain["Clipping today"] == "none known"
+    assert "Skipped" not in plain
+    run = make_run(
+        tmp_path, [1.0] * 3, every=5, optimizer=None, plan=Plan(max_norm=2.0), ending=Ending("failed", 2, "boom"),
+        first_nonfinite=Offender(2, "fc1", None, "gradient"), columns={"skipped": [True, False, False]},
+    )  # fmt: skip
+    facts = dict(measured(make_report(run)))
+    assert facts["Steps"] == "3 steps of an unknown number planned, every 5th recorded"
+    assert (facts["Optimizer"], facts["Clipping today"], facts["Ended"]) == ("unknown", "2", "failed: boom")
+    assert (facts["Skipped"], facts["First nonfinite"]) == ("1 step", "gradient of fc1 at step 2")
+    killed = dataclasses.replace(run.header, ending=Ending(), overhead_s=1.0, seed=3, command=("/a/b/gradscope", "x y"))
+    report = make_report(dataclasses.replace(run, header=killed, elapsed_s=np.array([1.0, 2.0, 4.0])))
+    about = dict(environment(report))
+    assert about["Command"] == "gradscope 'x y'"
+    assert about["Recording cost"] == "1 s of 4 s (25 %)"
+    assert about["Seed"] == "3"
+    assert "killed" in dict(measured(report))["Ended"]

@@ -1,0 +1,194 @@
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from gradscope.errors import UsageError
+from gradscope.report import svg
+from gradscope.report.charts import CHARTS, draw
+from gradscope.report.compare import compare, compare_html, compare_text
+from gradscope.report.figures import save_figures
+from gradscope.report.page import script_json
+from gradscope.report.renderers import renderer
+from gradscope.report.renderers.html import modules
+from gradscope.report.terminal import Terminal
+from tests.report.builders import REPORTS, big
+
+render = renderer("html")
+
+
+class Page(HTMLParser):
+    """Every id, every attribute and the text of every script and style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.styles, self.inline = [], [], 0, {"script": [], "style": []}
+        self.inside = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found[key] for key in ("href", "src", "action", "xlink:href") if key in found]
+        self.styles += "style" in found
+        self.inside = tag if tag in self.inline and found.get("type") != "application/json" else None
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.inline[self.inside].append(data)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    return {name: render(make(tmp_path_factory.mktemp(name))) for name, make in REPORTS.items()}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_page_stands_alone_under_a_locked_policy(name, pages):
+    page = Page(pages[name])
+    assert all(link.startswith(("#", "data:image/png")) for link in page.links)
+    assert page.styles == 0
+    assert len(page.ids) == len(set(page.ids))
+    for kind, (source,) in page.inline.items():
+        wanted = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{wanted}'" in pages[name]
+    assert "unsafe" not in pages[name].split("</head>")[0].split("<style>")[0]
+    assert len(pages[name]) < 400_000
+
+
+def test_a_page_is_the_same_again(tmp_path):
+    report = REPORTS["verified"](tmp_path)
+    assert render(report) == render(report)
+    assert compare_html(report, report) == compare_html(report, report)
+
+
+def test_data_in_scripts_cannot_end_them(pages):
+    assert script_json({"a": "</script><!--&"}) == '{"a":"\\u003c/script\\u003e\\u003c!--\\u0026"}'
+    data = json.loads(re.search(r'id="heat-data">(.*?)</script>', pages["hostile"], re.S)[1])
+    assert "</script><!--" in data["names"]
+    assert "<script>window" not in pages["hostile"]
+
+
+def test_the_page_of_300_layers_and_200_steps_is_small(tmp_path):
+    assert len(render(big(tmp_path, 200, 300)).encode()) <= 1_000_000
+
+
+def test_a_long_run_is_pooled_and_says_so(tmp_path):
+    page = render(big(tmp_path, 3000, 20))
+    assert "3,000 steps in 400 columns: each shows the largest norm of its steps" in page
+    assert "each column the largest of its steps" in page
+
+
+def test_very_many_layers_are_folded_away(tmp_path):
+    page = render(big(tmp_path, 3, 1500))
+    assert "Show all 1,500 layers" in page
+    assert page.count('<th scope="row">') >= 1500
+    assert len(page.encode()) < 5_000_000
+
+
+def test_the_sections_come_in_order(pages):
+    wanted = [
+        "What was measured", "Findings", "Gradient norm by layer and step", "Global norm and thresholds",
+        "Choose another percentile", "Along the depth", "Rehearsals of", "Thresholds tried", "Remedies tried", "All layers",
+        "Environment",
+    ]  # fmt: skip
+    heads = re.findall(r"<h2[^>]*>(.*?)(?:</h2>| <span)", pages["verified"])[4:]
+    assert [next(w for w in wanted if head.startswith(w)) for head in heads] == wanted
+    assert "Along time in the recurrent layer" in pages["recurrent"]
+
+
+def test_rules_explain_themselves(pages):
+    assert pages["verified"].count("How this rule decides") >= 1
+
+
+def test_modules_to_zoom_to():
+    names = ["a.b.c", "a.b.d", "a.e", "x"]
+    assert modules(names) == ["a", "a.b"]
+    assert modules(["fc"]) == []
+
+
+def test_ids_of_a_figure_carry_its_name(tmp_path):
+    report = REPORTS["verified"](tmp_path)
+    text = svg.inline_svg(draw(CHARTS[1], report), "mine", 'a "label"')
+    assert set(re.findall(r' id="(\w+)-', text)) == {"mine"}
+    assert {ref.split("-")[0] for ref in re.findall(r"url\(#([^)]*)\)", text)} == {"mine"}
+    assert "style=" not in text
+    assert "&quot;label&quot;" in text
+
+
+@pytest.mark.parametrize("format", ["svg", "png", "pdf"])
+def test_figures_are_files_and_the_same_again(format, tmp_path):
+    report = REPORTS["healthy"](tmp_path)
+    first, second = (save_figures(report, tmp_path / folder, format) for folder in "ab")
+    assert [path.name for path in first] == [
+        f"{name}.{format}" for name in ("heatmap", "global_norm", "depth", "boxes")
+    ]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_figures_of_every_report(tmp_path):
+    for name, make in REPORTS.items():
+        assert all(path.stat().st_size for path in save_figures(make(tmp_path), tmp_path / name))
+
+
+def test_figures_say_what_is_wrong(tmp_path):
+    report = REPORTS["tiny"](tmp_path)
+    with pytest.raises(UsageError, match="svg, png, pdf"):
+        save_figures(report, tmp_path, "gif")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write figures"):
+        save_figures(report, tmp_path / "file")
+
+
+def test_a_comparison_tells_what_changed(tmp_path):
+    a, b = REPORTS["verified"](tmp_path), REPORTS["healthy"](tmp_path)
+    both = compare(a, b)
+    facts = {question: (before, after, differs) for question, before, after, differs in both.facts}
+    assert facts["Verdict"] == ("will explode", "stable", True)
+    assert facts["Steps"] == ("50 steps", "50 steps", False)
+    assert both.layers[0].name == "blocks.0.mlp"
+    assert both.layers[0].factor is None
+    same = compare(a, a)
+    assert not any(differs for *_, differs in same.facts)
+    assert all(change.factor == 1 for change in same.layers)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_report_can_be_compared(name, tmp_path):
+    report, other = REPORTS[name](tmp_path), big(tmp_path, 5, 20)
+    for width in (80, 160):
+        text = compare_text(report, other, Terminal(width))
+        assert max(len(line) for line in text.splitlines()) <= width
+    assert "only in" in compare_text(report, other)
+    assert "more layer" in compare_text(report, other)
+    assert compare_text(other, report, Terminal(80, unicode=False)).isascii()
+    page = Page(compare_html(other, report))
+    assert page.styles == 0
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_level_that_changed_comes_first(tmp_path):
+    from tests.report.builders import make_report
+
+    a = REPORTS["healthy"](tmp_path)
+    b = make_report(a.run, culprit="fc2")
+    change = compare(a, b).layers[0]
+    assert (change.name, change.level_before, change.level_after) == ("fc2", "low", "high")
+    assert "low → high" in compare_text(a, b)
+
+
+def test_a_notebook_shows_the_page_in_a_frame(tmp_path):
+    from html import unescape
+
+    report = REPORTS["hostile"](tmp_path)
+    cell = report._repr_html_()
+    assert cell.count("<") == 2
+    assert 'sandbox="allow-scripts"' in cell
+    assert unescape(re.search(r'srcdoc="(.*)"', cell, re.S)[1]) == render(report)
