@@ -1,5 +1,7 @@
 """Lightning: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before Lightning clips them, unscaled."""
 
+
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -11,9 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from gradscope.errors import UsageError
@@ -24,10 +24,11 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Finish:
-    """How a program ended: its exit code, and the exception that it did not catch."""
+    """How a program ended: its exit code, the exception that it did not catch, and its code if it came to run."""
 
     exit_code: int
     error: BaseException | None = None
+    code: CodeType | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,20 @@ def run_program(target: str, arguments: Sequence[str], *, module: bool, on_end: 
     Raises:
         UsageError: there is nothing to run by that name.
     """
+    code: CodeType | None = None
     with _prepared(target, arguments, module) as main:
         try:
             program = _find_module(target) if module else _find_script(target)
             _place(program, main)
-            exec(program.get_code(), main.__dict__)
+            code = program.get_code()
+            exec(code, main.__dict__)
             _join_threads()
             finish = Finish(0)
         except BaseException as error:
             if isinstance(error, UsageError) and without_our_frames(error.__traceback__) is None:
                 raise
             finish = Finish(_exit_code(error)) if isinstance(error, SystemExit) else _uncaught(error)
+        finish = replace(finish, code=code)
         on_end(finish)
     return finish
 

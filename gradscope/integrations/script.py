@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradscope.integrations.runner import Finish, run_program
@@ -83,7 +83,7 @@ class _Recording:
             from gradscope.integrations.headers import ending_of
 
             note = f"the script exited with {finish.exit_code}" if finish.exit_code else None
-            self._session.close(lambda step: ending_of(finish.error, step, note))
+            self._session.close(lambda step: ending_of(finish.error, step, note), _names(finish.code))
 
     @property
     def runs(self) -> tuple[Path, ...]:
@@ -134,5 +134,13 @@ class _AfterTorch:
             run(module)
             self._then()
 
-        loader.exec_module = exec_module  # type: ignore[method-assign]
+        vars(loader)["exec_module"] = exec_module
         return spec
+
+
+def _names(code: CodeType | None) -> frozenset[str]:
+    """Every name that a program's own file mentions."""
+    if code is None:
+        return frozenset()
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*inner)

@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,16 @@ import torch
 
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import forward_order, models_of
+from gradscope.integrations.offender import nonfinite_activation
 from gradscope.integrations.sentinels import Mark, mark
 from gradscope.integrations.track import Track
+from gradscope.runs import events
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.schema import Ending, Header, Parameter
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+CLIPS = frozenset({"clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
 
 MOST_LOOSE = 256
 """Losses that are kept while it is unknown what they train."""
@@ -74,6 +78,8 @@ class Session:
         self._running: list[int] = []
         self._closures = 0
         self._over: list[Track] = []
+        self.saves_elsewhere = False
+        self._origin: int | None = None
 
     def disarm(self, why: str) -> None:
         """Stop recording for good."""
@@ -99,17 +105,17 @@ class Session:
             self._order = forward_order(roots)
         for track in self.tracks:
             track.before_backward()
+        self._origin = None if self.saves_elsewhere else nonfinite_activation(self._root(roots))
 
     @guarded
     def after_backward(self, roots: Sequence[Any]) -> None:
         """Gradients were computed from `roots`."""
         scaler, self._scaler = self._scaler, None
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        loss, scaled = self._unscaled
-        if len(roots) != 1 or roots[0] is not scaled:
-            loss, scaled = roots[0] if len(roots) == 1 else None, None
-        loss = _value(loss, scale if scaled is None else 1.0)
+        loss = _value(self._root(roots), scale if roots[0] is not self._unscaled[1] else 1.0)
         self._unscaled = (None, None)
+        for track in self.tracks:
+            track.blame(self._origin)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
         fresh = {id(one) for one in self._free() if self._marks.get(id(one)) != _mark(one)}
         self._fresh |= fresh
@@ -117,6 +123,13 @@ class Session:
             self._loose.append((loss, scale, self.batch))
         if fresh:
             self._begin_track()
+
+    def _root(self, roots: Sequence[Any]) -> Any:
+        """The loss that gradients come from, without the loss scale where that is known; None if there are several."""
+        if len(roots) != 1:
+            return None
+        loss, scaled = self._unscaled
+        return loss if roots[0] is scaled else roots[0]
 
     @guarded
     def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> list[Track]:
@@ -217,10 +230,13 @@ class Session:
         self._optimizers.add(optimizer)
         self.track_of(optimizer, begin=False)
 
-    def close(self, ending: Callable[[int], Ending]) -> None:
-        """The script is over; `ending(step)` says how, for a training that reached that step."""
+    def close(self, ending: Callable[[int], Ending], names: Collection[str] = ()) -> None:
+        """The script is over; `ending(step)` says how, for a training that reached that step. `names`: what it mentions."""
+        unreached = sorted(CLIPS & set(names)) if not self.clips else []
         for track in self.tracks:
             try:
+                if unreached:
+                    track.order.take(events.CLIP_UNREACHED, unreached[0], 0.0)
                 self._close(track, ending)
             except Exception as error:
                 self.disarm(f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import lr_scheduler, optimizer
 from torch.utils.data import dataloader
 
@@ -33,6 +34,7 @@ def install(session: Session) -> Patches:
             patches.attribute(kind, "step", functools.partial(_schedule, session))
     patches.attribute(dataloader._BaseDataLoaderIter, "__next__", functools.partial(_next_batch, session))
     patches.attribute(os, "_exit", functools.partial(_leave, session))
+    patches.attribute(saved_tensors_hooks, "__enter__", functools.partial(_saving, session))
     clip_calls.install(session, patches)
     _forget_in_children(session)
     return patches
@@ -160,6 +162,15 @@ def _next_batch(session: Session, original: Call) -> Call:
         return batch
 
     return __next__
+
+
+def _saving(session: Session, original: Call) -> Call:
+    @functools.wraps(original)
+    def __enter__(self: Any) -> Any:  # noqa: N807
+        session.saves_elsewhere = True
+        return original(self)
+
+    return __enter__
 
 
 def _leave(session: Session, original: Call) -> Call:

@@ -40,6 +40,7 @@ class Track:
         self._clipped = False
         self._stepped: set[int] = set()
         self._hooked = False
+        self._origin: int | None = None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -64,6 +65,11 @@ class Track:
         elif self.order.micro_step and self.sentinels.gone:
             self._abandon()
         self._before = self.sentinels.mark()
+
+    def blame(self, origin: int | None) -> None:
+        """A nonfinite activation was found in the layer that owns the parameter with this id (None: none was)."""
+        if origin is not None and self._origin is None:
+            self._origin = self.parameters.get(origin)
 
     def after_backward(self, loss: torch.Tensor | float, scale: float, batch: int | None) -> bool:
         """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by."""
@@ -124,6 +130,7 @@ class Track:
         rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]
         self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
+        self._say_what_went_first()
         self._usual_micro_steps = max(1, self.order.micro_step)
         self._begin()
 
@@ -138,6 +145,15 @@ class Track:
         self.order.end_step()
         self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
         self.scale, self.loss_scale = 1.0, None
+
+    def _say_what_went_first(self) -> None:
+        offender, origin = self.recorder.header.first_nonfinite, self._origin
+        if origin is None or offender is None or offender.went_first != "loss":
+            return
+        layer = self.recorder.header.parameters[origin].layer
+        self.recorder.update_header(
+            first_nonfinite=dataclasses.replace(offender, went_first="activation", layer=layer, parameter=None)
+        )
 
     def _abandon(self) -> None:
         """The gradients were thrown away. Without an optimizer that is how a step ends; else the step was left out."""
