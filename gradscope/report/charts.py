@@ -152,7 +152,7 @@ def _mark(axis: Any, run: Run, starts: Any) -> None:
             place = axis.get_xaxis_transform()
             axis.plot(at, np.full(len(at), 0.97), marker, color=color, transform=place, markersize=6, label=text)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="lower right", ncols=2, fontsize=10)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=10, borderaxespad=0)
 
 
 def _loss_panel(axis: Any, at: Any, loss: Any) -> None:
@@ -214,7 +214,7 @@ def heatmap(report: Report) -> Figure | None:
 def depth(report: Report) -> Figure | None:
     """Median gradient norm and gains along the forward order, the layer most at risk marked."""
     cells, run = report.cells, report.run
-    if len(cells.median) < 2:
+    if np.isfinite(cells.median).sum() < 2:
         return None
     gains = [
         (name, _gain(run, probe))

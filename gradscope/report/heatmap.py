@@ -34,6 +34,7 @@ class Heatmap:
     layers: int
     columns: int
     steps: int
+    finite: bool
     nonfinite: bool
     absent: bool
 
@@ -63,6 +64,7 @@ def make_heatmap(report: Report) -> Heatmap | None:
         layers=len(codes),
         columns=codes.shape[1],
         steps=cells.steps,
+        finite=bool(np.isfinite(cells.norm).any()),
         nonfinite=bool((codes == NONFINITE).any()),
         absent=bool((codes == ABSENT).any()),
     )

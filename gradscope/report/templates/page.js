@@ -107,7 +107,7 @@
       canvas.width = width * ratio; canvas.height = (tall + foot) * ratio;
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.font = font;
-      longest ||= pen.measureText(data.names.reduce((a, b) => b.length > a.length ? b : a, "").slice(-80)).width;
+      longest ||= Math.max(...[...data.names].sort((a, b) => b.length - a.length).slice(0, 99).map((name) => pen.measureText(name.slice(-80)).width));
       const left = gutter();
       const lines = Math.min(rows.length, tall), wide = (width - left) / columns, high = tall / lines;
       cells.width = columns; cells.height = lines;
