@@ -24,8 +24,8 @@ from gradscope.runs.schema import Trial
 
 CONSERVATIVE = 0.1
 DECADES = (1, 0, -1, -2, -3)
-FIRST, FINAL, LEAST = 100, 400, 20
-"""Steps of a trial of the first and of the second stage, and the least of any."""
+WINDOW_STEPS, FIRST, FINAL, LEAST = 50, 100, 400, 20
+"""Steps of the clipped window (whatever the recorded one broke off at) and of a trial of either stage; the least of any."""
 TRIALS = 8
 """About how many trials the first stage takes; the second gets what is left."""
 NEAR = 1.5
@@ -47,7 +47,7 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
     steps = int(min(allowed, 1e9))
     if WINDOW not in run.trials:
         limit = CONSERVATIVE * float(norms[0])
-        indexes = tuple(range(min(len(run.step), steps)))
+        indexes = tuple(range(min(WINDOW_STEPS, steps, horizon(run))))
         return (Trial("window", WINDOW, max_norm=limit, start="initial", indexes=indexes),)
     middle = center(run)
     if middle is None:

@@ -53,6 +53,13 @@ def test_the_stages(tmp_path):
     assert (chosen.trial, chosen.max_norm) == ("final-best", pytest.approx(0.1 * middle))
 
 
+def test_the_clipped_window_is_as_long_after_a_window_that_broke_off(tmp_path):
+    (window,) = next_candidates(make_run(tmp_path, [1.0, 50.0, INF], plan=PLAN))
+    assert (len(window.indexes), window.max_norm) == (50, 0.1)
+    (short,) = next_candidates(make_run(tmp_path, [1.0, 50.0, INF], plan=Plan(total_steps=30)))
+    assert len(short.indexes) == 30
+
+
 def test_thresholds_that_an_unclipped_trial_never_reached_are_not_tried(tmp_path):
     stages, _ = play(tmp_path, respond=lambda trial: (outcome(trial)[0], _large(trial)))
     assert len(stages[2]) == 5
