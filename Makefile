@@ -17,7 +17,7 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 samples: .venv/samples
-	PATH="$(CURDIR)/$(BIN):$$PATH" sample_runs/record.sh
+	$(BIN)/python sample_runs/record.py
 
 .venv/samples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

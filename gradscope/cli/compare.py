@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +17,8 @@ def compare_command(first: RunOne, second: RunTwo, output: OutputOption = None) 
     """Compare two runs: verdicts, thresholds, norms, the layers that changed most."""
     from gradscope.report.build import build_report
     from gradscope.report.compare import compare_html, compare_text
+    from gradscope.report.terminal import terminal_of
 
     a, b = build_report(load(first)), build_report(load(second))
     page = output is not None and output.suffix == ".html"
-    emit(compare_html(a, b) if page else compare_text(a, b), output)
+    emit(compare_html(a, b) if page else compare_text(a, b, terminal_of(sys.stdout)), output)

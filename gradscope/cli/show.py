@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,4 +34,10 @@ def rendered(report: Any, output_format: str | None, output: Path | None) -> str
     """The report in the format asked for, or by the file's suffix, or as a table."""
     from gradscope.report.renderers import format_of, renderer
 
-    return renderer(format_of(output_format, output))(report)
+    chosen = format_of(output_format, output)
+    if chosen == "table" and output is None:
+        from gradscope.report.renderers import console
+        from gradscope.report.terminal import terminal_of
+
+        return console.render(report, terminal_of(sys.stdout))
+    return renderer(chosen)(report)
