@@ -12,7 +12,7 @@ from torch import nn
 TEXT = inspect.getsource(typing)
 CHARACTERS = sorted(set(TEXT))
 CODES = torch.tensor([CHARACTERS.index(c) for c in TEXT])
-LENGTH, BATCH, WIDTH, DEPTH = 32, 16, 32, 12
+LENGTH, BATCH, WIDTH, DEPTH = 32, 16, 32, 8
 PEAK, WARM_UP = 1.0, 300
 
 total_steps = 600

@@ -38,7 +38,8 @@ class Norms:
 
 def root_sum_square(norms: NDArray[np.float64]) -> float:
     """√Σn² without overflow; NaN of nothing."""
-    total = math.sqrt(float(norms.dot(norms))) if len(norms) else math.nan
+    with np.errstate(over="ignore"):
+        total = math.sqrt(float(norms.dot(norms))) if len(norms) else math.nan
     if 1e-150 < total < 1e150:
         return total
     peak = float(norms.max()) if len(norms) else math.nan

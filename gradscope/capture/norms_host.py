@@ -63,6 +63,7 @@ class _Plan:
     """Which gradients are read how: small ones in chunks, large ones one by one, `odd` ones by `exact`."""
 
     present: NDArray[np.bool_]
+    absent: list[int]
     chunks: list[_Chunk] = field(default_factory=list)
     large: list[_Large] = field(default_factory=list)
     odd: list[int] = field(default_factory=list)
@@ -113,6 +114,8 @@ class HostNorms:
 
 
 def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) -> Norms:
+    if any(grads[place] is not None for place in plan.absent):
+        raise _ChangedError
     norms = missing(len(grads))
     norms.present[:] = plan.present
     with np.errstate(all="ignore"):
@@ -213,7 +216,8 @@ def _correct(grads: list[Any], plan: _Plan, norms: Norms) -> None:
 
 
 def _planned(grads: list[Any]) -> _Plan:
-    plan = _Plan(np.array([gradient is not None for gradient in grads], bool))
+    present = np.array([gradient is not None for gradient in grads], bool)
+    plan = _Plan(present, np.flatnonzero(~present).tolist())
     small: dict[tuple[int, ...] | None, list[int]] = {}
     rows = 0
     for place, gradient in enumerate(grads):

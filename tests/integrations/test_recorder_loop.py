@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ def train(case: Case, folder: Path, recorded: bool) -> Outcome:
     scaler = torch.amp.GradScaler("cpu", init_scale=case.init_scale or 1.0, enabled=case.init_scale is not None)
     recorder = Recorder(model, optimizer, directory=folder) if recorded else None
     clip = clip_grad_norm_ if recorded else torch.nn.utils.clip_grad_norm_
-    with suppress(conformance.StopError, KeyboardInterrupt), recorder or suppress():
+    with suppress(conformance.StopError, KeyboardInterrupt), recorder or nullcontext():
         for i, batch in enumerate(conformance.make_data(case)):
             conformance.check_raises(case, i)
             loss = conformance.loss_of(model, batch, case)
