@@ -1,7 +1,5 @@
 """Lightning: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before Lightning clips them, unscaled."""
 
-
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -10,14 +10,11 @@ import torch
 from gradscope.integrations.find import WIDEST
 
 
-def nonfinite_activation(loss: Any) -> int | None:
-    """The id of a parameter of the first layer with a nonfinite activation; None for a finite loss, or where none is kept.
+def nonfinite_activation(loss: torch.Tensor) -> int | None:
+    """The id of a parameter of the first layer with a nonfinite activation; None where none is kept.
 
-    Looks at what autograd saved for the backward pass, in the order of the forward pass. Where the loss is on a device that
-    would have to be waited for, nothing is looked at.
+    Looks at what autograd saved for the backward pass, in the order of the forward pass.
     """
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.device.type != "cpu" or bool(loss.isfinite()):
-        return None
     layer: int | None = None
     for node in sorted(_nodes(loss.grad_fn), key=lambda node: int(node._sequence_nr())):
         for following, _ in node.next_functions:

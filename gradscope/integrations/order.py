@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from gradscope.integrations.sentinels import Sentinels
 from gradscope.runs import events
 
 MOST = 1000
@@ -26,7 +28,7 @@ class OrderNotes:
         self._stepped = False
         self._parts: list[tuple[int, int, int]] = []
         self._known: dict[tuple[int, int, int], set[int]] = {}
-        self._complete: set[tuple[tuple[int, int, int], ...]] = set()
+        self._complete: set[tuple[Any, ...]] = set()
 
     def backward(self) -> None:
         """Gradients were computed."""
@@ -35,10 +37,10 @@ class OrderNotes:
         self._clipped_at = None
         self.micro_step += 1
 
-    def clip(self, limit: float, gone: bool, scale: float, raises: bool) -> None:
+    def clip(self, limit: float, sentinels: Sentinels, scale: float, raises: bool) -> None:
         """The training is about to clip at `limit`. `scale`: what its gradients are still multiplied by."""
         if self.micro_step == 0:
-            late = self._stepped and not gone
+            late = self._stepped and not sentinels.gone
             self.take(events.CLIP_AFTER_STEP if late else events.CLIP_BEFORE_BACKWARD, "", limit)
         else:
             self._clipped_at = (self.micro_step - 1, limit)
@@ -51,19 +53,22 @@ class OrderNotes:
 
     def covers(self, clipped: Sequence[torch.Tensor]) -> None:
         """These were clipped; several calls before one step add up."""
-        self._parts.append((len(clipped), id(clipped[0]), id(clipped[-1])) if clipped else (0, 0, 0))
-        if self._parts[-1] not in self._known:
-            self._known[self._parts[-1]] = {id(one) for one in clipped}
+        key = (len(clipped), id(clipped[0]), id(clipped[-1])) if clipped else (0, 0, 0)
+        self._parts.append(key)
+        if key not in self._known:
+            self._known[key] = {id(one) for one in clipped}
 
-    def step(self, stepped: Mapping[int, str]) -> None:
-        """The optimizer is about to use the gradients of the tensors with these ids, each with its name."""
-        if not self._parts or tuple(self._parts) in self._complete:
+    def step(self, optimizer: torch.optim.Optimizer, name_of: Callable[[torch.Tensor], str]) -> None:
+        """The optimizer is about to use its gradients."""
+        parts = (id(optimizer), *self._parts)
+        if not self._parts or parts in self._complete:
             return
         clipped = set[int]().union(*(self._known[part] for part in self._parts))
-        if left := [name for key, name in stepped.items() if key not in clipped]:
-            self.take(events.CLIP_SUBSET, left[0], len(left))
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if left := [tensor for tensor in held if id(tensor) not in clipped]:
+            self.take(events.CLIP_SUBSET, name_of(left[0]), len(left))
         else:
-            self._complete.add(tuple(self._parts))
+            self._complete.add(parts)
 
     def schedule(self) -> None:
         """A learning-rate scheduler moved on."""

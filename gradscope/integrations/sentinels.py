@@ -39,7 +39,7 @@ class Sentinels:
     def follow(self, reading: Reading | None) -> None:
         """Watch the largest gradient of `reading` too."""
         largest = None
-        if reading is not None and len(self._small):
+        if reading is not None and reading.norms.ready and len(self._small):
             largest = int(self._small[np.argmax(np.nan_to_num(reading.norms.peak[self._small], nan=-1.0))])
         chosen = [i for i in dict.fromkeys((self._first, largest, self._spare)) if i is not None]
         self._chosen = tuple(chosen[:2])

@@ -80,6 +80,7 @@ class Session:
         self._over: list[Track] = []
         self.saves_elsewhere = False
         self._origin: int | None = None
+        self._loss: torch.Tensor | float = math.nan
 
     def disarm(self, why: str) -> None:
         """Stop recording for good."""
@@ -105,14 +106,17 @@ class Session:
             self._order = forward_order(roots)
         for track in self.tracks:
             track.before_backward()
-        self._origin = None if self.saves_elsewhere else nonfinite_activation(self._root(roots))
+        root = self._root(roots)
+        self._loss = _value(root)
+        broken = isinstance(self._loss, float) and not math.isfinite(self._loss) and isinstance(root, torch.Tensor)
+        self._origin = nonfinite_activation(root) if broken and not self.saves_elsewhere else None
 
     @guarded
     def after_backward(self, roots: Sequence[Any]) -> None:
         """Gradients were computed from `roots`."""
         scaler, self._scaler = self._scaler, None
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        loss = _value(self._root(roots), scale if roots[0] is not self._unscaled[1] else 1.0)
+        loss = self._loss / (scale if roots[0] is not self._unscaled[1] else 1.0)
         self._unscaled = (None, None)
         for track in self.tracks:
             track.blame(self._origin)
@@ -123,6 +127,12 @@ class Session:
             self._loose.append((loss, scale, self.batch))
         if fresh:
             self._begin_track()
+
+    def _owners(self, tensors: Sequence[torch.Tensor]) -> list[Track]:
+        """The trainings that the tensors belong to."""
+        if len(self.tracks) == 1 and id(tensors[0]) in self._by_parameter:
+            return self.tracks[:]
+        return list(dict.fromkeys(self._by_parameter[id(t)] for t in tensors if id(t) in self._by_parameter))
 
     def _root(self, roots: Sequence[Any]) -> Any:
         """The loss that gradients come from, without the loss scale where that is known; None if there are several."""
@@ -135,12 +145,12 @@ class Session:
     def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> list[Track]:
         """The script is about to clip the gradients of `tensors`; returns the trainings they belong to."""
         self.clips += 1
-        if not any(id(tensor) in self._by_parameter for tensor in tensors):
-            self._begin_track(tensors)
-        tracks = list(dict.fromkeys(self._by_parameter[id(t)] for t in tensors if id(t) in self._by_parameter))
+        tracks = self._owners(tensors)
+        if not tracks and self._begin_track(tensors):
+            tracks = self._owners(tensors)
         for track in tracks:
-            track.order.clip(limit, track.sentinels.gone, track.scale, raises)
-            track.order.covers([t for t in tensors if t.grad is not None])
+            track.order.clip(limit, track.sentinels, track.scale, raises)
+            track.order.covers(tensors)
         return tracks
 
     @guarded
@@ -374,11 +384,11 @@ def _mark(optimizer: torch.optim.Optimizer) -> Mark:
     return mark(p.grad for p in _held(optimizer))
 
 
-def _value(loss: Any, scale: float) -> torch.Tensor | float:
-    """A scalar loss without its graph, divided by `scale`; NaN where there is none."""
+def _value(loss: Any) -> torch.Tensor | float:
+    """A scalar loss: a number, or a tensor without its graph where a device would have to be waited for; else NaN."""
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         return math.nan
-    return loss.detach() if scale == 1.0 else loss.detach() / scale
+    return float(loss.item()) if loss.device.type == "cpu" else loss.detach()
 
 
 def _ordered(recorder: Recorder, first: dict[int, int]) -> tuple[Parameter, ...]:

@@ -19,6 +19,10 @@ WHOLE = 1e-5
 """How near to a whole number 1 ÷ ratio must be to call a shrinkage a division, as by a number of micro-batches."""
 
 
+OFTEN, SELDOM = 10, 8
+"""Values of a few gradients are compared at each of the first steps, then at each so-many-th."""
+
+
 class Track:
     """Turns what a script does into the verbs of its recorder. One row a step, read before anything clips it."""
 
@@ -36,8 +40,9 @@ class Track:
         self._trusts_backward = True
         self._usual_micro_steps = 1
         self._before: Mark = ()
+        self._after: Mark = ()
         self._norms_after: dict[int, float] = {}
-        self._clipped = False
+        self._clipped = self._clips = False
         self._stepped: set[int] = set()
         self._hooked = False
         self._origin: int | None = None
@@ -73,8 +78,9 @@ class Track:
 
     def after_backward(self, loss: torch.Tensor | float, scale: float, batch: int | None) -> bool:
         """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by."""
-        if self.inside_closure or self.sentinels.mark() == self._before:
+        if self.inside_closure or (mark := self.sentinels.mark()) == self._before:
             return False
+        self._after = mark
         self.order.backward()
         self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
         self.recorder.take(None)
@@ -83,8 +89,15 @@ class Track:
             self.recorder.observe(loss, batch=batch)
             if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
                 self.recorder.measure(scale=scale, loss_scale=self.loss_scale)
-            self._norms_after = {i: norm / scale for i, norm in self.sentinels.norms().items()}
+            elif self._looks and not self._clips:
+                self._norms_after = {i: norm / scale for i, norm in self.sentinels.norms().items()}
         return True
+
+    @property
+    def _looks(self) -> bool:
+        """Whether values are compared in this step even where no gradient seems to have been written to."""
+        step = self.recorder.step
+        return step < OFTEN or step % SELDOM == 0 or not math.isnan(self._limit_by_hand)
 
     def gradients(self) -> set[int]:
         """The ids of its gradients."""
@@ -102,7 +115,8 @@ class Track:
 
     def clipped(self) -> None:
         """A function of torch has clipped the gradients."""
-        self._clipped, self._reads_after_backward = True, False
+        self._clipped = self._clips = True
+        self._reads_after_backward = False
         reading = self.recorder.reading
         if self.loss_scale is not None and reading is not None:
             self.recorder.take(dataclasses.replace(reading, scale=self.loss_scale))
@@ -110,7 +124,7 @@ class Track:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to use the gradients."""
         if self._clipped and not self._stepped:
-            self.order.step({id(p): self._name(p) for p in _held(optimizer) if p.grad is not None})
+            self.order.step(optimizer, self._name)
         if not self.due:
             return
         if not self._clipped and self._trusts_backward:
@@ -128,7 +142,8 @@ class Track:
     def finish_step(self, *, skipped: bool = False) -> None:
         """Write the row."""
         rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]
-        self.sentinels.follow(self.recorder.reading)
+        if self._looks:
+            self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
         self._say_what_went_first()
         self._usual_micro_steps = max(1, self.order.micro_step)
@@ -166,8 +181,12 @@ class Track:
 
     def _look_for_changes(self) -> None:
         """What the script itself did to the gradients since the last backward."""
+        if not self._looks and self.sentinels.mark() == self._after:
+            return
         now = {i: norm / self.scale for i, norm in self.sentinels.norms().items()}
-        found = ratios(self._norms_after, now)
+        reading = self.recorder.reading
+        before = {i: float(reading.norms.norm[i]) for i in now} if reading is not None else self._norms_after
+        found = ratios(before, now)
         if not found or unchanged(found):
             return
         typical = min(found)

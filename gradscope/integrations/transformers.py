@@ -4,8 +4,6 @@ The trainer calls its callbacks only after it has clipped. So the callback looks
 the backward pass ends: each call of it is watched on its own, and nothing is left behind when it raises.
 """
 
-
-
 from __future__ import annotations
 
 import sys
