@@ -112,8 +112,8 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
     losses: list[float] = []
 
     def gradients() -> torch.Tensor:
-        for optimizer in workload.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for tensor in recorder.tensors:
+            tensor.grad = None
         total = _accumulate(workload, index, recorder if not losses else None, scaler)
         losses.append(total.item())
         for optimizer in workload.optimizers:
