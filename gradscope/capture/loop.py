@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from gradscope.capture.scaling import autocast, scaler_of
 from gradscope.errors import GradscopeError, SpecError, UserCodeError
 from gradscope.runs.schema import Ending
 from gradscope.workload.model import DataEndedError, Workload
+from gradscope.workload.move import to_device
+
+__all__ = ["StepSeen", "run_steps", "step_once", "to_device"]
 
 AFTERMATH = 3
 """Steps still taken after the first nonfinite one, so that the run shows how it spreads."""
@@ -184,29 +187,6 @@ def _scalar(loss: Any, workload: Workload) -> torch.Tensor:
             "outside torch.no_grad() and without .detach() or .item()"
         )
     return loss.reshape(())
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor in it moved to `device`; containers keep their type."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-        return moved if type(batch) is dict else _rebuilt(batch, moved)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
-
-
-def _rebuilt(batch: Any, moved: dict[Any, Any]) -> Any:
-    if hasattr(batch, "to"):
-        return batch
-    try:
-        return type(batch)(moved)
-    except TypeError:
-        return moved
 
 
 def _user_error(error: Exception, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
