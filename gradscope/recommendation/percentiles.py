@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import NothingMeasuredError, UsageError
 from gradscope.recommendation.model import Mode, Threshold
 from gradscope.runs.run import Floats
@@ -85,7 +86,7 @@ def _binomial_cdf(n: int, p: float) -> Floats:
 
 
 def _threshold(ordered: Floats, percentile: float, confidence: float) -> Threshold:
-    value = float(np.percentile(ordered, percentile))
+    value = percentile_of(ordered, percentile)
     fraction = clipped_fraction(ordered, value)
     low, high = interval(ordered, percentile, confidence)
     return Threshold(

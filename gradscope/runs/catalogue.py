@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def new_run_directory(name: str, root: Path | None = None) -> Path:
     """
     base = home(root)
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "run"
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{stem[:40]}-{secrets.token_hex(2)}"
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{stem[:40]}-{os.urandom(2).hex()}"
     try:
         (base / "runs").mkdir(parents=True, exist_ok=True)
         (base / ".gitignore").write_text("*\n", encoding="utf-8")

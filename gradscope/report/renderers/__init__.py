@@ -6,11 +6,14 @@ import difflib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradscope.errors import UsageError
-from gradscope.report.model import Report
 
-Renderer = Callable[[Report], str]
+if TYPE_CHECKING:
+    from gradscope.report.model import Report
+
+    Renderer = Callable[[Report], str]
 
 RENDERERS = {
     "table": "gradscope.report.renderers.console:render",
