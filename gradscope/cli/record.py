@@ -42,8 +42,10 @@ def record_command(
     from gradscope.integrations.script import record_script
 
     recorded = record_script(script, module=module, name=name, every=every, max_rows=max_rows)
-    if recorded.missing is None:
+    if recorded.runs and recorded.missing is None:
         _show(recorded)
+    elif recorded.missing is None:
+        pass  # another rank writes the run, and shows it
     elif recorded.exit_code == 0:
         raise NothingMeasuredError(f"nothing was recorded: {recorded.missing}")
     else:

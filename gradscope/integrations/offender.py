@@ -10,19 +10,39 @@ import torch
 from gradscope.integrations.find import WIDEST
 
 
+VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+
+
 def nonfinite_activation(loss: torch.Tensor) -> int | None:
     """The id of a parameter of the first layer with a nonfinite activation; None where none is kept.
 
     Looks at what autograd saved for the backward pass, in the order of the forward pass.
     """
-    layer: int | None = None
+    before: torch.Tensor | None = None
     for node in sorted(_nodes(loss.grad_fn), key=lambda node: int(node._sequence_nr())):
-        for following, _ in node.next_functions:
-            if (leaf := getattr(following, "variable", None)) is not None:
-                layer = id(leaf)
-        if any(not bool(saved.isfinite().all()) for saved in _saved(node)):
-            return layer
+        if node.name() in VIEWS:
+            continue
+        own = _leaves(node)
+        if any(not _finite(leaf) for leaf in own):
+            return id(own[0])
+        if any(not _finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
+            made = before if before is not None else next(iter(own), None)
+            return None if made is None else id(made)
+        before = own[0] if own else before
     return None
+
+
+def _leaves(node: Any) -> list[torch.Tensor]:
+    """The parameters that the node reads, as they are or through a view."""
+    found = []
+    for following, _ in node.next_functions:
+        inner = [one for one, _ in following.next_functions] if following and following.name() in VIEWS else [following]
+        found += [leaf for one in inner if (leaf := getattr(one, "variable", None)) is not None]
+    return found
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.detach().isfinite().all())
 
 
 def _nodes(root: Any) -> list[Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Recorded:
     """What came of it. `exit_code` is the script's own; `runs` one directory a training, the first the one to look at.
 
-    `missing`: why there is no run, where there is none.
+    `missing`: why no step was recorded, where none was. Both are empty where another rank of the training writes the run.
     """
 
     exit_code: int
@@ -107,11 +107,10 @@ class _Recording:
             sys.stderr.write(f"gradscope: nothing is recorded, the script goes on ({self._failure})\n")
 
     def _header(self) -> Header:
-        from gradscope.capture.distributed import world_size
         from gradscope.integrations.headers import new_header
 
         command = ("gradscope", "record", *(["-m"] if self._module else []), *self._argv)
-        return new_header(self._name, "record", self._argv[0], world_size(), command)
+        return new_header(self._name, "record", self._argv[0], command=command)
 
 
 class _AfterTorch:

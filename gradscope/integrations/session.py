@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import forward_order, models_of
 from gradscope.integrations.offender import nonfinite_activation
@@ -65,7 +66,7 @@ class Session:
         self.steps: dict[Path, int] = {}
         self.backwards = self.clips = 0
         self.batch: int | None = None
-        self.steps_seen = 0
+        self.steps_seen = self.taken = 0
         self._optimizers = Registry()
         self._by_parameter: dict[int, Track] = {}
         self._by_optimizer: dict[int, Track] = {}
@@ -88,6 +89,7 @@ class Session:
         sys.stderr.write(f"gradscope: recording stopped, the script goes on ({why})\n")
         for track in self.tracks:
             track.recorder.close(Ending("interrupted", track.recorder.step, f"recording stopped: {why}"))
+            self._count(track)
 
     @guarded
     def scaling(self, scaler: Any, loss: Any, scaled: Any) -> None:
@@ -242,6 +244,8 @@ class Session:
 
     def close(self, ending: Callable[[int], Ending], names: Collection[str] = ()) -> None:
         """The script is over; `ending(step)` says how, for a training that reached that step. `names`: what it mentions."""
+        if not self.armed:
+            return
         unreached = sorted(CLIPS & set(names)) if not self.clips else []
         for track in self.tracks:
             try:
@@ -254,6 +258,10 @@ class Session:
 
     def _close(self, track: Track, ending: Callable[[int], Ending] | None) -> None:
         track.close(ending)
+        self._count(track)
+
+    def _count(self, track: Track) -> None:
+        self.taken += track.recorder.step
         if track.recorder.writes:
             self.steps[track.recorder.directory] = track.recorder.step
 
@@ -263,7 +271,7 @@ class Session:
 
     def missing(self) -> str | None:
         """Why no step was recorded, where none was."""
-        if any(self.steps.values()):
+        if self.taken:
             return None
         if self.failure:
             return f"recording stopped: {self.failure}"
@@ -271,7 +279,7 @@ class Session:
             return "the script never called backward()"
         if self.runs:
             return "gradients were computed, but no optimizer step was taken"
-        return "gradients were computed, but nothing of what torch optimizers or clipping functions update got one"
+        return "gradients were computed, but no torch optimizer or clipping function used them"
 
     def leave(self, status: int) -> None:
         """The script ends its process here and now."""
@@ -292,7 +300,7 @@ class Session:
             models_of(parameters, elsewhere),
             holders,
             directory=self._new_directory(),
-            header=self.header,
+            header=dataclasses.replace(self.header, world_size=world_size()),
             every=self.every,
             max_rows=self.max_rows,
         )
@@ -347,7 +355,9 @@ class Session:
                     self._by_parameter.pop(key, None)
                 self._close(track, None)
 
-    def _new_directory(self) -> Path:
+    def _new_directory(self) -> Path | None:
+        if rank() != 0:
+            return None
         name = self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"
         return new_run_directory(name, self.root)
 

@@ -185,8 +185,13 @@ def _leave(session: Session, original: Call) -> Call:
 def _forget_in_children(session: Session) -> None:
     reference = weakref.ref(session)
 
-    def forget() -> None:
+    def after_fork() -> None:
         if (known := reference()) is not None:
-            known.armed = False
+            forget(known)
 
-    os.register_at_fork(after_in_child=forget)
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def forget(session: Session) -> None:
+    """In a forked child: the run belongs to the parent."""
+    session.armed = False

@@ -151,8 +151,8 @@ class Track:
 
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
         """Write what is left and how it ended; `ending` is told the steps taken."""
-        reading = self.recorder.reading
-        if self._stepped or (reading is not None and (not self._hooked or reading.norms.nonfinite.any())):
+        reading, unseen = self.recorder.reading, not self._hooked and (self.recorder.step or not self._references)
+        if self._stepped or (reading is not None and (unseen or reading.norms.nonfinite.any())):
             self.finish_step(skipped=self._hooked and not self._stepped)
         self.recorder.close(ending(self.recorder.step) if ending else None)
 
@@ -162,8 +162,12 @@ class Track:
         self.scale, self.loss_scale = 1.0, None
 
     def _say_what_went_first(self) -> None:
-        offender, origin = self.recorder.header.first_nonfinite, self._origin
-        if origin is None or offender is None or offender.went_first != "loss":
+        offender, origin, self._origin = self.recorder.header.first_nonfinite, self._origin, None
+        if (
+            origin is None
+            or offender is None
+            or (offender.went_first, offender.step) != ("loss", self.recorder.step - 1)
+        ):
             return
         layer = self.recorder.header.parameters[origin].layer
         self.recorder.update_header(

@@ -1,0 +1,67 @@
+"""`gradscope record`: what it prints, and how it exits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from gradscope.cli import record as command
+from gradscope.errors import NothingMeasuredError, UsageError
+from gradscope.integrations.script import Recorded
+from tests.integrations.scripts import HEAD
+
+TRAIN = """
+optimizer = torch.optim.SGD(params, lr=0.05)
+for i in range(3):
+    optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step()
+print("the script's own")
+sys.exit(len(sys.argv))
+"""
+
+
+def record(script: Path, *arguments: str) -> int:
+    with pytest.raises(typer.Exit) as exit_:
+        command.record_command([str(script), *arguments])
+    return exit_.value.exit_code
+
+
+def test_the_report_goes_to_stderr_and_the_code_passes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "train.py").write_text(HEAD + TRAIN)
+    assert record(here / "train.py", "--lr", "1") == 3
+    streams = capsys.readouterr()
+    assert streams.out == "the script's own\n"
+    assert "3 steps recorded" in streams.err
+    assert streams.err.splitlines()[-1].startswith("next: gradscope report ")
+
+
+def test_nothing_recorded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "idle.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
+    with pytest.raises(NothingMeasuredError, match="never called backward"):
+        command.record_command([str(here / "idle.py"), "0"])
+    assert record(here / "idle.py", "4") == 4
+    assert "nothing was recorded" in capsys.readouterr().err
+
+
+def test_an_option_that_is_none_of_ours() -> None:
+    with pytest.raises(UsageError, match="no option --evry"):
+        command.record_command(["--evry", "3", "train.py"])
+
+
+def test_another_rank_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("gradscope.integrations.script.record_script", lambda *_, **__: Recorded(0))
+    assert record(Path("train.py")) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_report_that_fails_changes_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Path) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(command, "_report", fail)
+    (here / "train.py").write_text(HEAD + TRAIN)
+    assert record(here / "train.py") == 2
+    assert "its report failed" in capsys.readouterr().err

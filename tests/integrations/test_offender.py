@@ -1,0 +1,73 @@
+"""What went nonfinite first: the loss, an activation or a gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradscope.integrations import find, offender
+from tests.integrations.scripts import record
+
+LOOP = """
+optimizer = torch.optim.SGD(params, lr=0.01)
+data = torch.utils.data.DataLoader(torch.randn(24, 6), 8)
+for i, x in enumerate(data):
+    optimizer.zero_grad()
+    {loss}
+    loss.backward()
+    optimizer.step()
+"""
+CASES = {
+    "loss": ("y = model(x)\n    loss = y.mean() * (math.inf if i == 1 else 1)", None, "2"),
+    "activation": ("h = model[1](model[0](x))\n    loss = model[2](h / (0.0 if i == 1 else 1.0)).mean()", None, "0"),
+    "gradient": ("y = model(x)\n    loss = (y - (y.detach() if i == 1 else 9)).abs().pow(0.25).sum()", "2.weight", "2"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_went_first(name: str, tmp_path: Path) -> None:
+    loss, parameter, layer = CASES[name]
+    found = record(tmp_path, LOOP.format(loss=loss)).run.header.first_nonfinite
+    assert found is not None
+    assert (found.went_first, found.step, found.batch, found.micro_step) == (name, 1, 1, 0)
+    assert found.layer == layer
+    assert parameter is None or found.parameter == parameter
+
+
+def test_checkpointed_activations_are_left_alone(tmp_path: Path) -> None:
+    body = """
+    from torch.utils.checkpoint import checkpoint
+    optimizer = torch.optim.SGD(params, lr=0.01)
+    for i in range(2):
+        optimizer.zero_grad()
+        (checkpoint(model, torch.ones(2, 6), use_reentrant=False).mean() * (math.inf if i else 1.0)).backward()
+        optimizer.step()
+    """
+    found = record(tmp_path, body).run.header.first_nonfinite
+    assert found is not None
+    assert found.went_first == "loss"
+
+
+def test_the_micro_step_of_a_nonfinite_loss(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.01)
+    for i in range(6):
+        (loss_of(model, i) * (math.nan if i == 4 else 1.0)).backward()
+        if i % 3 == 2:
+            optimizer.step(); optimizer.zero_grad()
+    """
+    found = record(tmp_path, body).run.header.first_nonfinite
+    assert found is not None
+    assert (found.step, found.micro_step, found.went_first) == (1, 1, "loss")
+
+
+def test_graphs_too_large_to_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(5)))
+    loss = model(torch.full((1, 2), torch.nan)).sum()
+    assert offender.nonfinite_activation(loss) == id(model[0].bias)
+    monkeypatch.setattr(offender, "WIDEST", 2)
+    monkeypatch.setattr(find, "WIDEST", 2)
+    assert offender.nonfinite_activation(loss) is None
+    assert find.forward_order([loss]) == {}

@@ -1,0 +1,154 @@
+"""What is noted about the order of a training's calls, and the findings that come of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gradscope.diagnosis.diagnose import diagnose
+from gradscope.integrations import order
+from gradscope.runs import events
+from tests.integrations.scripts import record
+
+HEAD = """
+optimizer = torch.optim.SGD(params, lr=0.01)
+clip = nn.utils.clip_grad_norm_
+"""
+WRONG = {
+    "before backward": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss = loss_of(model, i); clip(params, 1.0)\n"
+        "    loss.backward(); optimizer.step()",
+        events.CLIP_BEFORE_BACKWARD,
+        "GS403",
+        [1, 2],
+    ),
+    "after step": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step(); clip(params, 1.0)",
+        events.CLIP_AFTER_STEP,
+        "GS403",
+        [1, 2, 3],
+    ),
+    "scaled": (
+        "scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)\n"
+        "for i in range(3):\n    optimizer.zero_grad(); scaler.scale(loss_of(model, i)).backward(); clip(params, 1.0)\n"
+        "    scaler.step(optimizer); scaler.update()",
+        events.CLIP_SCALED,
+        "GS404",
+        [0, 1, 2],
+    ),
+    "a micro-batch at a time": (
+        "for i in range(3):\n    optimizer.zero_grad()\n    for k in range(2):\n"
+        "        loss_of(model, 2 * i + k).backward(); clip(params, 1.0)\n    optimizer.step()",
+        events.CLIP_MICRO_BATCH,
+        "GS405",
+        [0, 1, 2],
+    ),
+    "zero": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(params, 0.0); optimizer.step()",
+        events.CLIP_LIMIT,
+        "GS406",
+        [0, 1, 2],
+    ),
+    "not a number": (
+        "for i in range(1):\n    loss_of(model, i).backward(); clip(params, math.nan); optimizer.step()",
+        events.CLIP_LIMIT,
+        "GS406",
+        [0],
+    ),
+    "a subset": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    clip(params[:2], 1.0); optimizer.step()",
+        events.CLIP_SUBSET,
+        "GS407",
+        [0, 1, 2],
+    ),
+    "never": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    if i > 5: nn.utils.clip_grad_norm_(params, 1.0)\n    optimizer.step()",
+        events.CLIP_UNREACHED,
+        "GS408",
+        [3],
+    ),
+    "raising": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    clip(params, 1.0, error_if_nonfinite=True); optimizer.step()",
+        events.CLIP_RAISES,
+        "GS409",
+        [0, 1, 2],
+    ),
+    "the schedule first": (
+        "schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)\nimport warnings; warnings.simplefilter('ignore')\n"
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); schedule.step(); optimizer.step()",
+        events.SCHEDULE_BEFORE_STEP,
+        "GS411",
+        [0, 1, 2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_wrong_order_is_noted_and_found(name: str, tmp_path: Path) -> None:
+    body, event, code, steps = WRONG[name]
+    done = record(tmp_path, HEAD + body)
+    assert [step for step, _, _ in done.events(event)] == steps
+    assert set(done.run.probes.probe) - {events.CLIP_UNREACHED} <= {event}
+    assert code in {finding.code for finding in diagnose(done.run).findings}
+
+
+RIGHT = {
+    "clip, step, schedule": (
+        "schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)\n"
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(model.parameters(), 1.0)\n"
+        "    optimizer.step(); schedule.step()"
+    ),
+    "in two parts": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(params[:2], 1.0)\n"
+        "    clip(params[2:], 1.0); optimizer.step()"
+    ),
+    "accumulated": (
+        "for i in range(6):\n    loss_of(model, i).backward()\n"
+        "    if i % 2:\n        clip(params, 1.0); optimizer.step(); optimizer.zero_grad()"
+    ),
+    "unscaled first": (
+        "scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)\n"
+        "for i in range(3):\n    optimizer.zero_grad(); scaler.scale(loss_of(model, i)).backward()\n"
+        "    scaler.unscale_(optimizer); clip(params, 1.0); scaler.step(optimizer); scaler.update()"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_right_order_is_not_noted(name: str, tmp_path: Path) -> None:
+    assert record(tmp_path, HEAD + RIGHT[name]).run.probes.probe.tolist() == []
+
+
+def test_a_scaled_clip_is_told_in_unscaled_units(tmp_path: Path) -> None:
+    run = record(tmp_path, HEAD + WRONG["scaled"][0]).run
+    assert run.max_norm.tolist() == [1.0 / 1024.0] * 3
+    assert (run.global_norm < 100).all()
+
+
+def test_clipping_by_error_keeps_the_step_that_raised(tmp_path: Path) -> None:
+    body = """
+    for i in range(3):
+        optimizer.zero_grad()
+        (loss_of(model, i) * (math.inf if i == 1 else 1.0)).backward()
+        nn.utils.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
+        optimizer.step()
+    """
+    done = record(tmp_path, HEAD.replace("\n", "\n    ") + body)
+    assert done.recorded.exit_code == 1
+    assert math.isfinite(done.run.global_norm[0])
+    assert not math.isfinite(done.run.global_norm[1])
+    assert "nonfinite" in str(done.run.header.ending.message) or "non-finite" in str(done.run.header.ending.message)
+
+
+def test_notes_are_bounded() -> None:
+    taken = []
+    notes = order.OrderNotes(lambda *note: taken.append(note))
+    for _ in range(order.MOST + 5):
+        notes.take("event", "", 0.0)
+    assert len(taken) == order.MOST

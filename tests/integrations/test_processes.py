@@ -1,0 +1,176 @@
+"""Scripts in processes of their own: as python would run them, with workers, torchrun and Accelerate's launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradscope.runs.reader import load_run
+from gradscope.runs.run import Run
+
+ROOT = Path(__file__).parents[2]
+SPEAKS = """
+import os, sys
+sys.stdout.buffer.write(bytes(range(256)))
+print(__name__, __file__, __package__, __spec__ and __spec__.name, sys.argv, sys.path[0], os.getcwd(), sys.stdin.read())
+print(sys.modules["__main__"].__dict__ is globals(), sorted(name for name in globals() if name.startswith("__")))
+"""
+TRAINS = """
+import os, sys, torch
+from torch import nn
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 32
+    def __getitem__(self, index):
+        x = torch.randn(6, generator=torch.Generator().manual_seed(index))
+        return x, x.sum().view(1)
+
+def main(how):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    workers = {} if how == "none" else {"num_workers": 1, "multiprocessing_context": how}
+    for x, y in torch.utils.data.DataLoader(Rows(), 8, **workers):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        print(f"{nn.utils.clip_grad_norm_(model.parameters(), 1.0).item():.9g}")
+        optimizer.step()
+    os.chdir("/")
+    if how == "none" and os.fork() == 0:
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        os._exit(0)
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+SPREAD = """
+import torch, torch.distributed as dist
+from torch import nn
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = nn.parallel.DistributedDataParallel(nn.Linear(6, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for i in range(4):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(10 * i + dist.get_rank()))
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5).item()
+    if dist.get_rank() == 0:
+        print(f"{norm:.9g}")
+    optimizer.step()
+dist.destroy_process_group()
+"""
+
+
+def run(folder: Path, *command: str, code: int = 0, **options: object) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=300,
+        **options,
+    )
+    assert done.returncode == code, done.stderr.decode()
+    return done
+
+
+def recorded(folder: Path) -> Run:
+    (only,) = (folder / ".gradscope" / "runs").iterdir()
+    return load_run(only)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(SPEAKS)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "__main__.py").write_text(SPEAKS)
+    (tmp_path / "package" / "inner.py").write_text(SPEAKS)
+    (tmp_path / "package" / "broken.py").write_text("import package.nothing")
+    (tmp_path / "wrong.py").write_text("x = (")
+    (tmp_path / "raises.py").write_text("def f():\n    raise ValueError('boom')\ntry:\n    f()\nfinally:\n    print(1)")
+    (tmp_path / "says.py").write_text("raise SystemExit('a message')")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("__main__.py", SPEAKS)
+    return tmp_path
+
+
+ALIKE = [
+    ("script.py", "a", "--b"),
+    ("./script.py",),
+    ("package",),
+    ("archive.zip",),
+    ("-m", "package", "--lr", "1"),
+    ("-m", "package.inner"),
+    ("raises.py",),
+    ("says.py",),
+    ("leaves.py", "7"),
+    ("wrong.py",),
+]
+
+
+@pytest.mark.parametrize("command", ALIKE, ids=" ".join)
+def test_as_python_runs_it(command: tuple[str, ...], programs: Path) -> None:
+    bare = subprocess.run([sys.executable, *command], cwd=programs, input=b"in", capture_output=True, check=False)
+    code = bare.returncode or 5
+    ours = run(programs, "-m", "gradscope", "record", *command, input=b"in", code=code)
+    assert ours.stdout == bare.stdout
+    *told, why = ours.stderr.splitlines()
+    assert b"nothing was recorded: the script never imported torch" in why
+    assert told == bare.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("nothing.py",), "no script at"),
+        (("-m", "nothing"), "no module"),
+        (("-m", "package.broken"), ""),
+        (("empty",), "no __main__"),
+    ],
+)
+def test_what_cannot_be_run(command: tuple[str, ...], words: str, programs: Path) -> None:
+    (programs / "empty").mkdir()
+    done = run(programs, "-m", "gradscope", "record", *command, code=2 if words else 1)
+    assert words in done.stderr.decode()
+    assert b"Traceback" not in done.stderr or not words
+
+
+@pytest.mark.parametrize("how", ["none", "fork", "spawn"])
+def test_workers_of_a_data_loader(how: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAINS)
+    bare = run(tmp_path, "train.py", how)
+    ours = run(tmp_path, "-m", "gradscope", "record", "train.py", how)
+    assert ours.stdout == bare.stdout
+    np.testing.assert_allclose(recorded(tmp_path).global_norm, [float(line) for line in ours.stdout.split()], rtol=1e-5)
+    assert b"next: gradscope report" in ours.stderr
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m", "gradscope", "record"),
+        ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "gradscope", "record"),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    alone = "accelerate" in launcher[1]
+    (tmp_path / "train.py").write_text(TRAINS if alone else SPREAD)
+    done = run(tmp_path, *launcher, "train.py", *(["fork"] if alone else []))
+    np.testing.assert_allclose(recorded(tmp_path).global_norm, [float(line) for line in done.stdout.split()], rtol=1e-5)
+    assert recorded(tmp_path).header.world_size == (1 if alone else 2)
