@@ -9,7 +9,6 @@ import torch
 
 from gradscope.integrations.find import WIDEST
 
-
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 
 
