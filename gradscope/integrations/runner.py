@@ -59,6 +59,8 @@ def run_program(target: str, arguments: Sequence[str], *, module: bool, on_end: 
             program = _find_module(target) if module else _find_script(target)
             _place(program, main)
             code = program.get_code()
+            if code is None:
+                raise UsageError(f"{target} has no code that can be run")
             exec(code, main.__dict__)
             _join_threads()
             finish = Finish(0)
