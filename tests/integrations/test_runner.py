@@ -115,9 +115,11 @@ def test_listening_begins_when_torch_is_imported(
     (folder / "script.py").write_text(text)
     finders = list(sys.meta_path)
     begun: list[Any] = []
-    monkeypatch.setattr("gradscope.integrations.script._Recording._listen", begun.append)
+    monkeypatch.setattr("gradscope.integrations.script._Recording._listen", lambda self: begun.append(self))
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     done = record_script(["script.py"])
+    sys.modules.pop("torch", None)
+    monkeypatch.undo()
     assert done.exit_code == 0, capsys.readouterr().err
     assert len(begun) == 1
     assert sys.meta_path == finders
