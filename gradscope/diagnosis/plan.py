@@ -1,10 +1,10 @@
 """Which rehearsals to run next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First ×1, ×2 and ×4. A remainder of the plan up to 400 steps is rehearsed at ×1 in full. A longer one is compressed: step k
-of N uses the batch and the planned learning rate of step i_k, evenly spread over the rest of the plan, with the worst coming
-batches (of a sweep, forward only) each at its own time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is
-looked at again: in full where that is affordable; else by the next 20 steps uncompressed and two longer draws. If only ×4
-failed, ×2 is looked at once more.
+First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 2,000 where that takes at most a fifth of the time
+allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
+step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
+time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
+by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from gradscope.diagnosis.window import seen_in_window
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
-EXACT, CONFIRM = 400, 2000
-"""The longest remainder that is rehearsed in full at once, and to confirm an alarm."""
+EXACT, AFFORDED, CONFIRM = 400, 2_000, 20_000
+"""The longest remainder that is rehearsed in full: at once, at once where it is cheap, and to confirm an alarm."""
+CHEAP = 1 / 5
+"""Of the time allowed."""
 X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
 SWEEP, WORST = 400, 10
 """Coming batches looked at; one in so many rehearsed batches is among the worst of them."""
@@ -47,7 +49,7 @@ def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
 
 def _first(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
     rest = stop - start
-    full = rest <= EXACT and rest + X2 <= allowed
+    full = rest + X2 <= allowed and (rest <= EXACT or rest <= min(AFFORDED, CHEAP * allowed))
     first = rest if full else X1
     four = first + X2 + X4 <= allowed
     shrink = 1.0 if full else min(1.0, allowed / (X1 + X2))

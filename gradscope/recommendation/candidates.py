@@ -24,30 +24,51 @@ DIVERGED = 10.0
 """A last loss above this multiple of the first."""
 TIE = 1.02
 """Losses this close are equal: no clipping is preferred, then the one that the first stage ranked higher."""
-BEST, HALFWAY, RUNNER_UP = FINALS = ("final-best", "final-halfway", "final-runner-up")
-"""The trials of the second stage, by their place in the first."""
+SAME = 1.02
+"""Thresholds this close are one: the worst of their trials counts."""
+BEST, RUNNER_UP = FINALS = ("final-best", "final-runner-up")
+"""The final trials of the grid's own thresholds, by their place in it."""
+AGAIN = "final-again"
+"""What the names of repeated trials begin with."""
 
 
 def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 
-    The longest trials decide: the one with the lowest median of its last |loss| is chosen; no clipping where that is as
-    good; among equals, the one that the first stage ranked higher.
+    The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
+    tried again; no clipping where that is as good; among equals, the one that the first stage ranked higher.
     """
     tried = sorted((_candidate(name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
-    if not tried or tried[0].loss is None:
-        return tuple(tried)
-    longest = [one for one in tried if one.steps == tried[0].steps and one.loss is not None]
-    winner = _settle(longest, tried[0].loss)
+    longest = [one for one in tried if one.steps == tried[0].steps]
+    winner = _settle([(_surely(one, longest), one) for one in longest])
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
 
 
-def _settle(longest: list[Candidate], least: float) -> Candidate:
-    for one in longest:
-        if one.max_norm is None and (one.loss or 0.0) <= TIE * least:
-            return one
-    equal = [one for one in longest if (one.loss or 0.0) <= TIE * least]
-    return min(equal, key=lambda one: FINALS.index(one.trial) if one.trial in FINALS else len(FINALS))
+def same_threshold(one: Candidate, limit: float | None) -> bool:
+    """Whether a candidate stands for this threshold (None: no clipping)."""
+    if one.max_norm is None or limit is None:
+        return one.max_norm is limit
+    return limit / SAME <= one.max_norm <= limit * SAME
+
+
+def _surely(one: Candidate, longest: list[Candidate]) -> float:
+    """The worst loss of its threshold."""
+    losses = (other.loss for other in longest if same_threshold(other, one.max_norm))
+    return max(math.inf if loss is None else loss for loss in losses)
+
+
+def _settle(longest: list[tuple[float, Candidate]]) -> Candidate | None:
+    least = min((loss for loss, _ in longest), default=math.inf)
+    equal = [one for loss, one in longest if loss <= TIE * least < math.inf]
+    unclipped = (one for one in equal if one.max_norm is None)
+    return next(unclipped, min(equal, key=_place, default=None))
+
+
+def _place(one: Candidate) -> int:
+    """The grid's own thresholds first, repetitions last."""
+    order = (*FINALS, AGAIN)
+    name = AGAIN if one.trial.startswith(AGAIN) else one.trial
+    return 2 * order.index(name) if name in order else 2 * len(FINALS) - 1
 
 
 def finished(run: Run) -> dict[str, Run]:

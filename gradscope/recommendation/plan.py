@@ -1,10 +1,10 @@
 """Which thresholds to try next: a pure function of the run on disk, asked again until it wants nothing more.
 
 First a window clipped conservatively, at a tenth of its first norm: its norms are not the explosion's own. Their median m
-(in quarter decades from the first norm, so that rounding noise does not move it) is the center of a grid. Then, each on 100
-steps that stand for the whole plan, from the initial state: no clipping, 10 m, m, m/10, m/100, m/1000 and the threshold in
-use. Then on up to 400 steps the best of these, the value halfway to its better neighbour, and the runner-up where it is
-near. A threshold that an unclipped trial never reached is not tried: it would be the same trial.
+(in quarter decades from the first norm, so that rounding noise does not move it) is the center of a grid. Then, each from
+the initial state: no clipping, 10 m, m, m/10, m/100, m/1000 and the threshold in use; on the whole plan where that is at
+most 400 steps, else on 100 steps that stand for it. Then the finals. A threshold that an unclipped trial never reached is
+not tried: it would be the same trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import number, unscaled_norms, usable
 from gradscope.recommendation.basis import choose_basis
-from gradscope.recommendation.candidates import BEST, HALFWAY, RUNNER_UP, final_loss, finished, stretch
+from gradscope.recommendation.candidates import candidates, final_loss, finished, stretch
+from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
 from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
@@ -25,21 +26,19 @@ from gradscope.runs.schema import Trial
 CONSERVATIVE = 0.1
 DECADES = (1, 0, -1, -2, -3)
 WINDOW_STEPS, FIRST, FINAL, LEAST = 50, 100, 400, 20
-"""Steps of the clipped window (whatever the recorded one broke off at) and of a trial of either stage; the least of any."""
+"""Steps of the clipped window (whatever the recorded one broke off at), of a compressed first trial, of a final one (and of
+a plan that is tried in full at once); the least of any.
+"""
 TRIALS = 8
-"""About how many trials the first stage takes; the second gets what is left."""
-NEAR = 1.5
+"""About how many trials the first stage takes; the finals get what is left."""
 LEAST_NORMS = 5
 WINDOW, NONE = "clipped-window", "clip-none"
-
-Grid = dict[float, float]
-"""Final losses of the first stage by threshold; no clipping is infinite."""
 
 
 def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials (kinds window and candidate) within `allowed` training steps; empty when none is needed.
 
-    Shortened first when time is short: the second stage, then the first.
+    Shortened first when time is short: the finals, then the first stage.
     """
     norms = unscaled_norms(run)[usable(run)]
     if not len(norms) or allowed < LEAST:
@@ -53,10 +52,11 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
     if middle is None:
         return ()
     if NONE not in run.trials:
-        return (_trial(run, NONE, None, min(FIRST, max(LEAST, steps // TRIALS)), "no clipping"),)
+        whole = horizon(run) if horizon(run) <= FINAL else FIRST
+        return (_trial(run, NONE, None, min(whole, max(LEAST, steps // TRIALS)), "no clipping"),)
     first = [one for one in _first_stage(run, middle).values() if not _same_as_unclipped(run, one, NONE)]
     missing = tuple(one for one in first if one.name not in run.trials)
-    return missing or _second_stage(run, middle, steps)
+    return missing or _finals(run, middle, steps)
 
 
 def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: float = float("inf")) -> tuple[Trial, ...]:
@@ -95,41 +95,32 @@ def _first_stage(run: Run, middle: float) -> dict[float, Trial]:
     return {limit: _trial(run, name, limit, length, note) for limit, (name, note) in limits.items()}
 
 
-def _second_stage(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
-    grid = _grid(run, middle)
-    order = sorted(grid, key=lambda limit: (grid[limit], limit))
-    if not math.isfinite(grid[order[0]]):
-        return ()
-    chosen = {BEST: order[0], HALFWAY: halfway(grid, middle)}
-    if grid[order[1]] <= NEAR * grid[order[0]]:
-        chosen[RUNNER_UP] = order[1]
-    unique = {limit: name for name, limit in reversed(chosen.items())}
+def _finals(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
     about = run.trials[NONE].header.trial
-    length = min(FINAL, steps // len(unique), horizon(run))
-    if length < min(horizon(run), 2 * len(about.indexes if about else ())):
+    first, top = len(about.indexes) if about else FIRST, middle * 10.0 ** (DECADES[0] + 0.5)
+    asked = first_finals(_grid(run, middle), top)
+    length = min(FINAL, steps // max(1, len(asked)), horizon(run))
+    if not asked or length < min(horizon(run), 2 * first):
         return ()
-    wanted = [_final(run, name, limit, length) for limit, name in unique.items()]
+    if new := _new(run, asked, length):
+        return new
+    tried = [one for one in candidates(run) if one.steps == length]
+    return _new(run, walk(tried, top), length) or _new(run, repeat(tried), length)
+
+
+def _new(run: Run, asked: Asked, length: int) -> tuple[Trial, ...]:
+    """Those not tried yet at this length; no clipping first and alone, since it may make others needless."""
+    wanted = [_final(run, name, limit, length) for name, limit in asked.items()]
     tried = {(one.max_norm, one.indexes): name for name, one in _candidate_trials(run).items()}
-    new = [one for one in wanted if (one.max_norm, one.indexes) not in tried]
+    new = [one for one in wanted if one.name not in run.trials and (one.max_norm, one.indexes) not in tried]
     unclipped = tuple(one for one in new if one.max_norm is None)
-    same = tried.get((None, wanted[0].indexes), "")
+    same = next((name for (limit, indexes), name in tried.items() if limit is None and len(indexes) == length), "")
     return unclipped or tuple(one for one in new if not _same_as_unclipped(run, one, same))
 
 
 def _candidate_trials(run: Run) -> dict[str, Trial]:
     made = {name: one.header.trial for name, one in run.trials.items()}
     return {name: one for name, one in made.items() if one and one.kind == "candidate"}
-
-
-def halfway(grid: Grid, middle: float) -> float:
-    """The geometric middle between the best threshold and the better of its neighbours."""
-    ladder = sorted(grid)
-    best = min(ladder, key=lambda limit: (grid[limit], limit))
-    place = ladder.index(best)
-    beside = [ladder[i] for i in (place - 1, place + 1) if 0 <= i < len(ladder)]
-    neighbour = min(beside, key=lambda limit: (grid[limit], limit))
-    top = middle * 10.0 ** (DECADES[0] + 0.25)
-    return math.sqrt(min(best, top) * min(neighbour, top))
 
 
 def _grid(run: Run, middle: float) -> Grid:

@@ -9,7 +9,7 @@ from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 INF, NAN = float("inf"), float("nan")
-LONG = Plan(total_steps=5000)
+LONG = Plan(total_steps=50_000)
 
 
 def calm(trial):
@@ -54,8 +54,17 @@ def test_a_short_remainder_is_rehearsed_in_full(tmp_path):
     assert judge(run).verdict == "will-explode"
 
 
+def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
+    stages, _ = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=5 * 1450)
+    assert stages[1][0].indexes == tuple(range(50, 1500))
+    assert len(stages) == 2
+    stages, _ = play(tmp_path, calm, plan=Plan(total_steps=2051))
+    assert len(stages[1][0].indexes) == 80
+
+
 def test_an_alarm_is_confirmed_in_full_where_that_is_affordable(tmp_path):
-    stages, run = play(tmp_path, blown, plan=Plan(total_steps=1500))
+    stages, run = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=5000)
+    assert len(stages[1][0].indexes) == 80
     assert names(stages)[2:] == [["x1-long"]]
     assert stages[2][0].indexes == tuple(range(50, 1500))
     assert judge(run).verdict == "will-explode"
@@ -137,10 +146,10 @@ def test_the_worst_coming_batches_are_rehearsed_at_their_own_time(tmp_path):
 
 
 def test_without_a_sweep_the_draw_is_even(tmp_path):
-    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 5000, 60)))
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 50_000, 600)))
     run = make_run(tmp_path, [1.0] * 50, plan=LONG, trials={"x1": (trial, *blown(trial))})
     (_, long, _) = next_rehearsals(run)
-    assert long.indexes == tuple(even(50, 5000, 400))
+    assert long.indexes == tuple(even(50, 50_000, 400))
 
 
 def test_short_time_leaves_out_the_last_and_then_shortens(tmp_path):

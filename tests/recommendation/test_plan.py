@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradscope.recommendation.candidates import candidates, stretch
-from gradscope.recommendation.plan import FINAL, FIRST, halfway, next_candidates
+from gradscope.recommendation.plan import FINAL, FIRST, next_candidates
 from gradscope.runs.schema import Plan
 from tests.builders import make_run
 
@@ -39,7 +39,7 @@ def _large(trial):
 
 def test_the_stages(tmp_path):
     stages, run = play(tmp_path)
-    (window,), (none,), first, final = stages
+    (window,), (none,), first, final, again = stages
     assert (window.kind, window.max_norm, window.start) == ("window", 0.1, "initial")
     assert window.indexes == tuple(range(50))
     assert (none.kind, none.max_norm, len(none.indexes)) == ("candidate", None, FIRST)
@@ -48,7 +48,13 @@ def test_the_stages(tmp_path):
     assert [trial.name for trial in first] == ["clip-0.1", "clip-0.01", "clip-0.001"]
     middle = 0.5 * 10**0.25
     assert first[0].max_norm == pytest.approx(0.1 * middle * 4)
-    assert {len(trial.indexes) for trial in final} == {FINAL}
+    assert [trial.name for trial in final] == ["final-best", "final-side-1", "final-side-2"]
+    assert {len(trial.indexes) for trial in [*final, *again]} == {FINAL}
+    assert final[1].max_norm / final[0].max_norm == pytest.approx(np.sqrt(10))
+    assert final[2].max_norm / final[0].max_norm == pytest.approx(np.sqrt(0.1))
+    assert [(trial.name, trial.max_norm) for trial in again] == [
+        ("final-again-1", pytest.approx(0.99 * final[0].max_norm))
+    ]
     (chosen,) = [one for one in candidates(run) if one.chosen]
     assert (chosen.trial, chosen.max_norm) == ("final-best", pytest.approx(0.1 * middle))
 
@@ -88,7 +94,8 @@ def test_no_clipping_goes_to_the_finals_when_it_is_best(tmp_path):
 
     stages, run = play(tmp_path, respond=respond)
     assert [(trial.name, trial.max_norm) for trial in stages[3]] == [("final-best", None)]
-    assert [trial.name for trial in stages[4]] == ["final-halfway"]
+    assert [trial.name for trial in stages[4]] == ["final-side-1"]
+    assert len(stages) == 5
     assert next(c for c in candidates(run) if c.chosen).max_norm is None
 
 
@@ -118,10 +125,10 @@ def test_when_every_threshold_diverges_it_stops(tmp_path):
 
 def test_short_time_shortens_the_second_stage_then_the_first(tmp_path):
     stages, _ = play(tmp_path, allowed=600)
-    assert {len(trial.indexes) for trial in stages[3]} == {300}
+    assert {len(trial.indexes) for trial in stages[3]} == {200}
     stages, _ = play(tmp_path, allowed=200)
-    assert len(stages) == 4
     assert {len(trial.indexes) for trial in stages[2]} == {25}
+    assert {len(trial.indexes) for trial in stages[3]} == {66}
     stages, _ = play(tmp_path, allowed=70)
     assert len(stages) == 3
     assert play(tmp_path, allowed=19)[0] == []
@@ -133,7 +140,44 @@ def test_nothing_to_try_without_norms(tmp_path):
     assert [trial.name for stage in few for trial in stage] == ["clipped-window"]
 
 
-def test_halfway_looks_to_the_better_neighbour():
-    grid = {INF: 9.0, 10.0: 5.0, 1.0: 1.0, 0.1: 2.0}
-    assert halfway(grid, 1.0) == pytest.approx(np.sqrt(0.1))
-    assert halfway({INF: 0.5, 10.0: 5.0, 1.0: 9.0}, 1.0) == pytest.approx(np.sqrt(10**1.25 * 10))
+def test_a_plan_of_a_few_hundred_steps_is_tried_in_full(tmp_path):
+    stages, _ = play(tmp_path, plan=Plan(total_steps=300))
+    assert {trial.indexes for stage in stages[1:] for trial in stage} == {tuple(range(300))}
+    assert [[trial.name for trial in stage] for stage in stages[3:]] == [
+        ["final-side-1", "final-side-2"],
+        ["final-again-1"],
+    ]
+    short = play(tmp_path, plan=Plan(total_steps=300), allowed=8 * 300 - 1)[0]
+    assert {len(trial.indexes) for trial in stages[1]} == {300}
+    assert {len(trial.indexes) for trial in short[1]} == {299}
+
+
+def test_the_winner_is_followed_while_a_side_of_it_is_untried(tmp_path):
+    """The grid, on fewer steps, took the largest threshold for the best; in the finals the smallest is."""
+
+    def respond(trial):
+        losses, norms = outcome(trial, best=10.0 if len(trial.indexes) == FIRST else 1e-3)
+        return losses, norms * 1e6 if trial.kind == "candidate" else norms
+
+    stages, run = play(tmp_path, respond=respond)
+    walked = [trial for stage in stages for trial in stage if trial.name.startswith("final-walk")]
+    limits = [trial.max_norm for trial in walked]
+    assert [trial.name for trial in walked] == ["final-walk-1", "final-walk-2", "final-walk-3"]
+    assert limits == sorted(limits, reverse=True)
+    assert next(c for c in candidates(run) if c.chosen).max_norm == pytest.approx(
+        walked[-1].max_norm / stretch(walked[-1])
+    )
+
+
+def test_chaos_at_the_winner_shows_when_it_is_tried_again(tmp_path):
+    def respond(trial):
+        losses, norms = outcome(trial)
+        return (losses + 5.0 if trial.name == "final-again-1" else losses), norms
+
+    stages, run = play(tmp_path, respond=respond)
+    again = [trial.name for stage in stages for trial in stage if trial.name.startswith("final-again")]
+    assert again == ["final-again-1", "final-again-2"]
+    (chosen,) = [one for one in candidates(run) if one.chosen]
+    assert chosen.trial in ("final-side-1", "final-side-2")
+    first, second = (run.trials[name].header.trial.max_norm for name in again)
+    assert second not in (first, 0.99 * first)

@@ -1,0 +1,65 @@
+"""The final trials of thresholds: pure functions of what was tried before, from a threshold's name to its value.
+
+First the best of the grid, half a decade to either side of it, and the runner-up where it is near; then on from the winner
+while a side of it is untried; last the winner once more, 1 % lower: a training that is chaos there shows it. No clipping is
+an infinite threshold.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.recommendation.candidates import AGAIN, BEST, RUNNER_UP, same_threshold
+from gradscope.recommendation.model import Candidate
+
+NEAR = 1.5
+SIDE = 10**0.5
+WALKS, REPEATS, LOWER = 3, 2, 0.99
+
+Grid = dict[float, float]
+"""Final losses by threshold."""
+Asked = dict[str, float]
+"""Thresholds to try, by the names of their trials."""
+
+
+def first_finals(grid: Grid, top: float) -> Asked:
+    """The best of the grid, its sides up to `top`, the runner-up; nothing where all of the grid diverged."""
+    order = sorted(grid, key=lambda limit: (grid[limit], limit))
+    best = order[0]
+    if not math.isfinite(grid[best]):
+        return {}
+    sides = [top] if math.isinf(best) else [best * SIDE, best / SIDE]
+    asked = {BEST: best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
+    if grid[order[1]] <= NEAR * grid[best]:
+        asked[RUNNER_UP] = order[1]
+    return {name: limit for limit, name in reversed({limit: name for name, limit in reversed(asked.items())}.items())}
+
+
+def walk(tried: list[Candidate], top: float) -> Asked:
+    """The untried sides of the winner, up to `top`; not more than three steps in all."""
+    best = _winner(tried)
+    walked = sum(one.trial.startswith("final-walk") for one in tried)
+    if best is None or walked >= WALKS:
+        return {}
+    sides = [limit for limit in (best * SIDE, best / SIDE) if limit <= top and not _tried_towards(limit, best, tried)]
+    return {f"final-walk-{walked + i}": limit for i, limit in enumerate(sides, 1)}
+
+
+def repeat(tried: list[Candidate]) -> Asked:
+    """The winner a little lower, unless it was tried so already; twice at most."""
+    best = _winner(tried)
+    again = sum(one.trial.startswith(AGAIN) for one in tried)
+    if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in tried) > 1:
+        return {}
+    return {f"{AGAIN}-{again + 1}": best * LOWER}
+
+
+def _winner(tried: list[Candidate]) -> float | None:
+    """Its threshold; None where none held or no clipping won."""
+    return next((one.max_norm for one in tried if one.chosen), None)
+
+
+def _tried_towards(limit: float, best: float, tried: list[Candidate]) -> bool:
+    low, high = sorted((best, limit))
+    apart = (one.max_norm for one in tried if one.max_norm is not None and not same_threshold(one, best))
+    return any(low / 1.01 <= one <= high * 1.01 for one in apart)
