@@ -15,6 +15,7 @@ REFERENCE = 20
 UNKNOWN = 400
 LEAST, MOST = -3.0, 12.0
 LOSS_FAILS, NORM_FAILS, NORM_BLOWN = 10.0, 30.0, 1000.0
+FALLEN = 3.0
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,20 @@ class Reference:
     """The window's own scale.
 
     `loss`: the median |loss| of its last 20 steps, but at least a tenth of the first and at least their spread (p90 − p10);
-    `first_loss`: the median |loss| of its first 5; `norm`: its median norm. NaN where nothing was measured.
+    `first_loss`: the median |loss| of its first 5; `largest_loss`: its largest |loss|; `norm`: its median norm. NaN where
+    nothing was measured.
     """
 
     loss: float
     first_loss: float
+    largest_loss: float
     norm: float
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """One rehearsal against the window. `loss_rise` and `norm_rise` are log10, within [−3, 12]; nonfinite is 12.
+    """One rehearsal against the window. `loss`: where it ended; `loss_rise` and `norm_rise` are log10, within [−3, 12];
+    nonfinite is 12.
 
     `full`: every step left in the plan, in turn. `next`: only the first of them, in turn. `length`: steps it was
     to take, of which `steps` were taken. `compression`: plan steps for each of its own.
@@ -47,6 +51,7 @@ class Rehearsed:
     full: bool
     next: bool
     compression: float
+    loss: float
     loss_rise: float
     norm_rise: float
     failed: bool
@@ -59,7 +64,16 @@ def reference(run: Run) -> Reference:
     tail, first = losses[-REFERENCE:], median(np.abs(losses[:EARLY_LOSSES]))
     spread = float(np.subtract(*np.percentile(tail, [90, 10]))) if len(tail) else float("nan")
     loss = float(np.fmax.reduce([median(np.abs(tail)), first / 10, spread]))
-    return Reference(loss, first, median(unscaled_norms(run)[usable(run)]))
+    return Reference(loss, first, float(np.abs(losses).max(initial=0.0)), median(unscaled_norms(run)[usable(run)]))
+
+
+def size(late: float, base: Reference) -> float:
+    """A late loss as a size to hold against `base.loss`.
+
+    Below zero a loss may fall and be well, as likelihoods do; three times as deep as the window's largest loss is high is as
+    bad as at `base.loss`.
+    """
+    return late if not late < 0 else -late * base.loss / (FALLEN * base.largest_loss)
 
 
 def rehearsed(run: Run) -> list[Rehearsed]:
@@ -90,10 +104,11 @@ def _ended(trial: Run) -> bool:
 
 def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
     nonfinite = is_nonfinite(trial)
-    late = np.inf if nonfinite else late_loss(trial)
+    end = np.inf if nonfinite else late_loss(trial)
+    late = size(end, base)
     peak = np.inf if nonfinite else float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
     grew = late > LOSS_FAILS * base.loss > 0 and peak > NORM_FAILS * base.norm > 0
-    learned = late <= NOT_RECOVERED * base.first_loss
+    learned = end <= NOT_RECOVERED * base.first_loss
     blown = peak > NORM_BLOWN * base.norm > 0 and not learned
     indexes = made.indexes
     covered = indexes[-1] - indexes[0] + 1 if indexes else len(trial.step)
@@ -108,6 +123,7 @@ def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
         full=in_turn and indexes[0] <= len(run.step) and indexes[-1] >= horizon(run) - 1,
         next=in_turn and indexes[-1] < horizon(run) - 1,
         compression=covered / max(1, len(indexes) or len(trial.step)),
+        loss=end,
         loss_rise=_rise(late, base.loss),
         norm_rise=_rise(peak, base.norm),
         failed=nonfinite or grew or blown,

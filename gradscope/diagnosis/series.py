@@ -84,6 +84,14 @@ def median(values: Any) -> float:
     return percentile(kept, 50.0) if len(kept) else float("nan")
 
 
+def level(losses: Any) -> float:
+    """Where losses lie: the median of their sizes; where nine tenths of them are below zero, their median, negative."""
+    kept = np.asarray(losses, float)
+    kept = kept[np.isfinite(kept)]
+    below = len(kept) > 0 and percentile(kept, 90.0) < 0
+    return median(kept) if below else median(np.abs(kept))
+
+
 def percentile(values: Any, place: float) -> float:
     """The percentile `place` (0–100) of finite values, linear between them, as `np.percentile`, which loads numpy.ma."""
     ordered = np.sort(np.asarray(values, float))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, reference, rehearsed
-from gradscope.diagnosis.series import count, median, number, read_at
+from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, reference, rehearsed, size
+from gradscope.diagnosis.series import count, level, median, number, read_at
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
     GUARD,
@@ -91,9 +91,9 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     bad = nonfinite_steps(trial)[:NEXT] | nonfinite_losses(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
-    size = np.abs(run.loss)
-    first = np.fmax(median(size[:EARLY_LOSSES]), GUARD * median(size))
-    if median(np.abs(trial.loss[NEXT - LATE : NEXT])) > LOSS_FACTOR * first > 0:
+    sizes = np.abs(run.loss)
+    first = np.fmax(median(sizes[:EARLY_LOSSES]), GUARD * median(sizes))
+    if size(level(trial.loss[NEXT - LATE : NEXT]), reference(run)) > LOSS_FACTOR * first > 0:
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
 
@@ -128,6 +128,7 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
 
 def _say(one: Rehearsed) -> str:
     what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
-    end = "nonfinite" if one.nonfinite else f"loss at {number(10**one.loss_rise)} × the window's"
+    against = number(one.loss) if one.loss < 0 else f"{number(10**one.loss_rise)} × the window's"
+    end = "nonfinite" if one.nonfinite else f"loss at {against}"
     state = "failed" if one.failed else "held"
     return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"

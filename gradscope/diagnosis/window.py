@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.series import Bools, Indexes, median, number, running_median, unscaled_norms, usable
+from gradscope.diagnosis.series import Bools, Indexes, level, median, number, running_median, unscaled_norms, usable
 from gradscope.runs.run import Floats, Run
 
 LEAST = 20
@@ -84,10 +84,10 @@ def is_nonfinite(trial: Run) -> bool:
 
 
 def late_loss(trial: Run) -> float:
-    """The median |loss| of the last tenth of its steps, of 8 at least."""
+    """The level of the losses in the last tenth of its steps, of 8 at least."""
     made = trial.header.trial
     length = len(made.indexes) if made and made.indexes else len(trial.step)
-    return median(np.abs(trial.loss[-max(LATE_LOSSES, length // LATE_SHARE) :]))
+    return level(trial.loss[-max(LATE_LOSSES, length // LATE_SHARE) :])
 
 
 def _nonfinite(run: Run) -> Explosion | None:
@@ -139,7 +139,7 @@ def _stays_blown(run: Run) -> Explosion | None:
     before = running_median(seen.norms, BEFORE, EARLY_LOSSES)
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
-    ends = [median(seen.sizes[-LATE:]), *(_end(trial) for trial in run.trials.values() if _of_the_plan(trial))]
+    ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if _of_the_plan(trial))]
     if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * _first(seen.sizes, EARLY_LOSSES)):
         return None
     row = int(np.argmax(jumps))

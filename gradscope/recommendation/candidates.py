@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gradscope.diagnosis.series import median, unscaled_norms, usable
+from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
 from gradscope.recommendation.percentiles import clipped_fraction, mean_retained_step
@@ -22,8 +22,10 @@ LAST, LAST_SHARE = 20, 10
 EARLY = 5
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
+FELL = 30.0
+"""A loss this many times as deep below zero as its beginning was high has diverged too."""
 TIE = 1.02
-"""Losses this close are equal: no clipping is preferred, then the one that the first stage ranked higher."""
+"""Losses this close are equal: what did not clip is preferred, then the one that the first stage ranked higher."""
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
 BEST, RUNNER_UP = FINALS = ("final-best", "final-runner-up")
@@ -59,9 +61,14 @@ def _surely(one: Candidate, longest: list[Candidate]) -> float:
 
 def _settle(longest: list[tuple[float, Candidate]]) -> Candidate | None:
     least = min((loss for loss, _ in longest), default=math.inf)
-    equal = [one for loss, one in longest if loss <= TIE * least < math.inf]
-    unclipped = (one for one in equal if one.max_norm is None)
-    return next(unclipped, min(equal, key=_place, default=None))
+    equal = [one for loss, one in longest if loss <= above(least, TIE) < math.inf]
+    unclipped = sorted((one for one in equal if not one.clipped_fraction), key=lambda one: one.max_norm is not None)
+    return next(iter(unclipped), min(equal, key=_place, default=None))
+
+
+def above(loss: float, factor: float) -> float:
+    """A loss worse by `factor`, on either side of zero."""
+    return loss + (factor - 1) * abs(loss)
 
 
 def _place(one: Candidate) -> int:
@@ -94,9 +101,10 @@ def recommended(trial: Trial) -> float | None:
 
 
 def final_loss(trial: Run) -> float:
-    """The median |loss| of the last tenth of a trial, of 20 steps at least; infinite where it became nonfinite."""
-    loss = median(np.abs(trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]))
-    return float("inf") if is_nonfinite(trial) or np.isnan(loss) else loss
+    """The level of the last tenth of a trial's losses, of 20 at least; infinite where it became nonfinite or fell deep."""
+    loss = level(trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :])
+    deep = loss < -FELL * np.abs(trial.loss[: max(LAST, len(trial.loss) // LAST_SHARE)]).max(initial=0.0)
+    return math.inf if is_nonfinite(trial) or np.isnan(loss) or deep else loss
 
 
 def diverged(trial: Run) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from gradscope.recommendation.candidates import AGAIN, BEST, RUNNER_UP, same_threshold
+from gradscope.recommendation.candidates import AGAIN, BEST, RUNNER_UP, above, same_threshold
 from gradscope.recommendation.model import Candidate
 
 NEAR = 1.5
@@ -30,7 +30,7 @@ def first_finals(grid: Grid, top: float) -> Asked:
         return {}
     sides = [top] if math.isinf(best) else [best * SIDE, best / SIDE]
     asked = {BEST: best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
-    if grid[order[1]] <= NEAR * grid[best]:
+    if grid[order[1]] <= above(grid[best], NEAR):
         asked[RUNNER_UP] = order[1]
     return {name: limit for limit, name in reversed({limit: name for name, limit in reversed(asked.items())}.items())}
 

@@ -100,11 +100,11 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommenda
     """The recommendation with the winner of the candidates in place of the percentile."""
     best = next((one for one in tried if one.chosen), None)
     amount = count(len(tried), "threshold")
-    if best is None:
+    if best is None or (best.diverged and best.max_norm is None):
         reason = f"None of {amount} tried held: each diverged on its trial. Clipping alone does not help here."
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
     over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"
-    if best.max_norm is None:
+    if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
         reason = f"Of {amount} tried, none ended at a lower loss than not clipping: {number(best.loss or 0.0)} {over}."
         return dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
@@ -128,6 +128,12 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommenda
 
 
 _OFF: dict[str, Any] = {"max_norm": None, "mode": "off", "clipped_fraction": 0.0, "mean_retained_step": 1.0}
+
+
+def _needed(tried: tuple[Candidate, ...]) -> bool:
+    """Whether training without clipping diverged, or was never tried."""
+    unclipped = [one for one in tried if one.max_norm is None]
+    return not unclipped or any(one.diverged for one in unclipped)
 
 
 def _without(tried: tuple[Candidate, ...]) -> str:

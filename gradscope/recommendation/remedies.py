@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon, reference
-from gradscope.diagnosis.series import median
+from gradscope.diagnosis.series import level
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import is_nonfinite
-from gradscope.recommendation.candidates import DIVERGED, LAST, candidates, stretch
+from gradscope.recommendation.candidates import DIVERGED, FELL, LAST, candidates, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -83,8 +81,8 @@ def _warm_up(steps: int) -> str:
 
 def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
     """The two best that held and change different things, as one."""
-    held = [one for one in sorted(tried.values(), key=_last_loss) if _held(run, one)]
-    best = [one.header.trial for one in held if one.header.trial]
+    good = [one for one in sorted(tried.values(), key=last_loss) if held(run, one)]
+    best = [one.header.trial for one in good if one.header.trial]
     for other in best[1:]:
         if _kind(best[0]) != _kind(other):
             return _joined(best[0], other)
@@ -104,9 +102,12 @@ def _kind(trial: Trial) -> str:
     return trial.name.split("-")[0]
 
 
-def _last_loss(trial: Run) -> float:
-    return median(np.abs(trial.loss[-LAST:]))
+def last_loss(trial: Run) -> float:
+    """The level of a trial's last losses."""
+    return level(trial.loss[-LAST:])
 
 
-def _held(run: Run, trial: Run) -> bool:
-    return not is_nonfinite(trial) and _last_loss(trial) <= DIVERGED * reference(run).first_loss
+def held(run: Run, trial: Run) -> bool:
+    """Whether a remedy's trial stayed finite and ended near where the window began, or below it."""
+    base = reference(run)
+    return not is_nonfinite(trial) and -FELL * base.largest_loss <= last_loss(trial) <= DIVERGED * base.first_loss

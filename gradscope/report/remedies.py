@@ -6,10 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import reference
-from gradscope.diagnosis.series import median
-from gradscope.diagnosis.window import is_nonfinite
-from gradscope.recommendation.candidates import DIVERGED, LAST
+from gradscope.recommendation.remedies import held, last_loss
 from gradscope.report.model import Remedy
 from gradscope.report.rows import trials
 from gradscope.runs.run import Run
@@ -31,7 +28,5 @@ def _remedy(run: Run, child: Run) -> Remedy:
     trial = child.header.trial
     name, note = (trial.name, trial.note) if trial else (child.header.name, "")
     change, _, code = note.partition("\n")
-    loss = median(np.abs(child.loss[-LAST:]))
-    broken = is_nonfinite(child) or not np.isfinite(loss)
-    held = not broken and loss <= DIVERGED * reference(run).first_loss
-    return Remedy(change or name, name, held, loss if held else None, code)
+    good = held(run, child)
+    return Remedy(change or name, name, good, last_loss(child) if good else None, code)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import Level
 from gradscope.diagnosis.rehearsals import rehearsed
+from gradscope.diagnosis.series import level
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
@@ -126,7 +127,7 @@ def title_of(child: Run) -> str:
 def _trial_row(child: Run, judged: dict[str, bool]) -> TrialRow:
     trial = child.header.trial or Trial("", child.header.name)
     norms = child.global_norm[np.isfinite(child.global_norm)]
-    tail = np.abs(child.loss[-LAST_LOSSES:])
+    tail = child.loss[-LAST_LOSSES:]
     finite = bool(np.isfinite(child.loss).all()) and bool(np.isfinite(child.global_norm[~child.skipped]).all())
     word = {True: "✖ failed", False: "● held", None: ""}[judged.get(trial.name)]
     return TrialRow(
@@ -135,7 +136,7 @@ def _trial_row(child: Run, judged: dict[str, bool]) -> TrialRow:
         title=title_of(child),
         note=trial.note,
         steps=len(child.step),
-        loss=float(np.median(tail)) if len(tail) and np.isfinite(tail).all() else None,
+        loss=level(tail) if len(tail) and np.isfinite(tail).all() else None,
         norm=float(norms.max()) if len(norms) else None,
         outcome=", ".join(part for part in (word, "" if finite else "nonfinite") if part) or "–",
     )

@@ -129,7 +129,9 @@ def test_the_longest_trials_decide(tmp_path):
     short, long = tuple(range(0, 400, 8)), tuple(range(0, 400, 4))
     trials = candidate("short", 0.5, np.full(50, 0.1), indexes=short)
     trials |= candidate("none", None, np.full(50, 3.0), indexes=short)
-    trials |= candidate("long", 2.0, np.full(100, 0.4), indexes=long) | candidate("broke", 9.0, [INF], indexes=long)
+    trials |= candidate("long", 2.0, np.full(100, 0.4), np.full(100, 3.0), indexes=long) | candidate(
+        "broke", 9.0, [INF], indexes=long
+    )
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
     assert found.max_norm == 2.0
     assert "over 100 trial steps (without clipping 3 over 50)" in found.reason

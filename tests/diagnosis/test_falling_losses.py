@@ -1,0 +1,67 @@
+"""A loss may lie below zero and be well: likelihoods do. Only a fall without bottom is an explosion."""
+
+import numpy as np
+import pytest
+
+from gradscope.diagnosis.series import level
+from gradscope.diagnosis.verdict import judge
+from gradscope.recommendation import recommend
+from gradscope.report.remedies import remedies
+from gradscope.runs.schema import Trial
+from tests.builders import make_run
+
+NEXT = tuple(range(50, 1000))
+WINDOW = np.linspace(1.0, 0.1, 50)
+LARGE = np.full(950, 300.0)
+
+
+def foreseen(tmp_path, end, scale=1.0):
+    """The verdict on a window whose loss falls to a tenth, and whose rehearsal in full goes on to `end`."""
+    losses = np.r_[np.linspace(0.1, end, 475), np.full(475, end)]
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=NEXT), scale * losses, scale * LARGE)}
+    return judge(make_run(tmp_path, [scale] * 50, loss=scale * WINDOW, trials=trials))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e8])
+@pytest.mark.parametrize(("end", "verdict"), [(-9.0, "stable"), (9.0, "will-explode"), (-500.0, "will-explode")])
+def test_a_likelihood_may_fall_below_zero(tmp_path, end, verdict, scale):
+    assert foreseen(tmp_path, end, scale).verdict == verdict
+
+
+def test_a_negative_loss_is_told_as_it_is(tmp_path):
+    assert "held (loss at -9)" in foreseen(tmp_path, -9.0).reasons[0]
+
+
+def test_where_losses_lie():
+    assert level([-1.0, 2.0, -3.0]) == 2.0
+    assert level([-1.0, -2.0, -3.0, np.nan]) == -2.0
+    assert np.isnan(level([]))
+
+
+def tried(name, limit, end, kind="candidate", note=""):
+    losses = np.r_[np.ones(20), np.linspace(1.0, end, 40), np.full(40, end)]
+    about = Trial(kind, name, max_norm=limit, indexes=tuple(range(0, 1000, 10)), start="initial", note=note)
+    return {name: (about, losses, np.full(100, 50.0))}
+
+
+def test_the_lowest_loss_wins_below_zero_too(tmp_path):
+    trials = tried("none", None, 0.5) | tried("a", 1.0, -2.0) | tried("b", 2.0, -4.0) | tried("deep", 9.0, -500.0)
+    found = recommend(make_run(tmp_path, [50.0] * 50, trials=trials))
+    assert [(one.trial, one.diverged, one.chosen) for one in found.candidates] == [
+        ("b", False, True),
+        ("a", False, False),
+        ("none", False, False),
+        ("deep", True, False),
+    ]
+    assert "ended at the lowest loss, -4 over 100 trial steps (without clipping 0.5 over 100)" in found.reason
+
+
+def test_the_best_remedy_is_the_lowest_loss(tmp_path):
+    trials = tried("lr-0.5", None, -2.0, "remedy", "half\n") | tried("lr-0.1", None, 0.5, "remedy", "tenth\n")
+    trials |= tried("warm-up", None, -500.0, "remedy", "warm-up\n")
+    found = remedies(make_run(tmp_path, [1.0] * 50, loss=WINDOW, trials=trials))
+    assert [(one.name, one.held, one.best) for one in found] == [
+        ("half", True, True),
+        ("tenth", True, False),
+        ("warm-up", False, False),
+    ]
