@@ -24,8 +24,10 @@ DIVERGED = 10.0
 """A last loss above this multiple of the first."""
 FELL = 30.0
 """A loss this many times as deep below zero as its beginning was high has diverged too."""
-TIE = 1.02
-"""Losses this close are equal: what did not clip is preferred, then the one that the first stage ranked higher."""
+TIE, NEEDED = 1.02, 1.05
+"""Losses this close are equal: the one that the first stage ranked higher is preferred; before all of them what did not
+clip, unless clipping ends 5 % lower.
+"""
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
 BEST, RUNNER_UP = FINALS = ("final-best", "final-runner-up")
@@ -62,7 +64,8 @@ def _surely(one: Candidate, longest: list[Candidate]) -> float:
 def _settle(longest: list[tuple[float, Candidate]]) -> Candidate | None:
     least = min((loss for loss, _ in longest), default=math.inf)
     equal = [one for loss, one in longest if loss <= above(least, TIE) < math.inf]
-    unclipped = sorted((one for one in equal if not one.clipped_fraction), key=lambda one: one.max_norm is not None)
+    unclipped = [one for loss, one in longest if loss <= above(least, NEEDED) < math.inf and not one.clipped_fraction]
+    unclipped.sort(key=lambda one: one.max_norm is not None)
     return next(iter(unclipped), min(equal, key=_place, default=None))
 
 

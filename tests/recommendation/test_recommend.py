@@ -143,12 +143,12 @@ def test_a_compressed_trial_stands_for_a_smaller_threshold(tmp_path):
 
 
 def test_not_clipping_can_win(tmp_path):
-    trials = candidate("none", None, np.full(60, 0.102)) | candidate("a", 0.5, np.full(60, 0.1))
+    trials = candidate("none", None, np.full(60, 0.104)) | candidate("a", 0.5, np.full(60, 0.1))
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
     assert (found.max_norm, found.mode, found.verified) == (None, "off", True)
     assert (found.clipped_fraction, found.mean_retained_step) == (0, 1)
-    assert "none ended at a lower loss than not clipping: 0.102 on its trial" in found.reason
-    closer = candidate("none", None, np.full(60, 0.103)) | candidate("a", 0.5, np.full(60, 0.1))
+    assert "none ended at a clearly lower loss than not clipping: 0.104 on its trial" in found.reason
+    closer = candidate("none", None, np.full(60, 0.106)) | candidate("a", 0.5, np.full(60, 0.1))
     assert recommend(make_run(tmp_path, NORMS, trials=closer)).max_norm == 0.5
 
 
