@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
-from benchmarks.accuracy.corpus import load
+from benchmarks.accuracy import corpus, drawn
+from benchmarks.accuracy.case import Loaded, build
 
 EXPLODED, UNCLEAR = 10.0, 3.0
 
@@ -42,6 +44,11 @@ class Outcome:
         """The first step after which |loss| never comes back below ten times its first."""
         below = [i for i, loss in enumerate(self.losses) if math.isfinite(loss) and loss <= EXPLODED * self.first]
         return below[-1] + 1 if below else 0
+
+
+def load(name: str) -> Loaded:
+    """The case of that name, in the names of a spec file."""
+    return build(next(case for case in chain(corpus.cases(), drawn.cases()) if case.name == name))
 
 
 def train(name: str, max_norm: float | None = None, policy: object = None) -> Outcome:

@@ -1,7 +1,8 @@
-"""Score gradscope on its own corpus: python -m benchmarks.accuracy [--jobs 2] [--family conv] [--only diagnosis|threshold]
+"""Score gradscope on its own corpus: python -m benchmarks.accuracy [--jobs 2] [--family conv] [--only threshold]
 
 Outcomes are measured by plain training to the horizon (outcome.py), verdicts through the public API on a spec file. The
-corpus was written before it was first scored, and nothing in gradscope was fitted on it.
+corpus was written before it was first scored, and nothing in gradscope was fitted on it. `--only foresight` draws long
+trainings at random and forbids rehearsals in full: what compressed ones alone foresee.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.accuracy.corpus import SHORT, Case, cases
+from benchmarks.accuracy import drawn
+from benchmarks.accuracy.case import SHORT, Case
+from benchmarks.accuracy.corpus import cases
 from benchmarks.accuracy.outcome import Outcome, train
 
 ALARMS = ("exploding", "will-explode")
@@ -30,7 +33,7 @@ GRID = tuple(10.0**e for e in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2, 3))
 SPEC = """
 import sys
 sys.path.insert(0, {root!r})
-from benchmarks.accuracy.corpus import load
+from benchmarks.accuracy.outcome import load
 case = load({name!r})
 model, data, training_step = case.model, case.data, case.training_step
 optimizer, scheduler, total_steps = case.optimizer, case.scheduler, case.total_steps
@@ -77,6 +80,14 @@ def diagnose(name: str) -> Row:
     return Row(
         name, outcome.explodes, outcome.onset, verdict, -math.inf if score is None else float(score), layers, None
     )  # type: ignore[arg-type]
+
+
+def foresee(name: str) -> Row:
+    """As `diagnose`, where every rehearsal is compressed."""
+    from gradscope.diagnosis import plan
+
+    plan.EXACT = plan.AFFORDED = plan.CONFIRM = 0
+    return diagnose(name)
 
 
 def regrets(name: str) -> dict[str, float | None]:
@@ -140,9 +151,13 @@ def print_diagnosis(rows: list[Row], planted: dict[str, str | None]) -> None:
     print(f"| will explode, later | {alarm[0]:.2f} | {alarm[1]:.3f} | {_separates(later, fine):.3f} |")
     both = now + later
     print(f"| all | {share(r.verdict in ALARMS for r in both):.2f} | {alarm[1]:.3f} | {_separates(both, fine):.3f} |")
-    print(f"\nalarm precision {share(bool(r.explodes) for r in alarms):.2f}")
-    first, three = share(p == 0 for p in places), share(p < 3 for p in places)
-    print(f"planted layer first {first:.2f}, in the first three {three:.2f} of {len(places)}")
+    seen = share(r.verdict in (*ALARMS, "thin-headroom") for r in later)
+    print(
+        f"\nalarm precision {share(bool(r.explodes) for r in alarms):.2f}; of the later ones {seen:.2f} are at least thin headroom"
+    )
+    if places:
+        first, three = share(p == 0 for p in places), share(p < 3 for p in places)
+        print(f"planted layer first {first:.2f}, in the first three {three:.2f} of {len(places)}")
     print(f"healthy models with a layer at high risk {share(_high(r) for r in healthy):.3f} of {len(healthy)}")
 
 
@@ -180,13 +195,18 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--family")
-    parser.add_argument("--only", choices=["diagnosis", "threshold"])
+    parser.add_argument("--only", choices=["diagnosis", "threshold", "foresight"])
     args = parser.parse_args()
     chosen = [case for case in cases() if args.family in (None, case.family)]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        if args.only != "threshold":
+        if args.only == "foresight":
+            long = list(drawn.cases())
+            print_diagnosis(
+                pool.map(foresee, [case.name for case in long], chunksize=1), {one.name: None for one in long}
+            )
+        if args.only in (None, "diagnosis"):
             rows = pool.map(diagnose, [case.name for case in chosen], chunksize=1)
             print_diagnosis(rows, {case.name: case.culprit for case in chosen})
-        if args.only != "diagnosis":
+        if args.only in (None, "threshold"):
             names = [case.name for case in chosen if clipping_matters(case)][::2]
             print_thresholds(pool.map(regrets, names, chunksize=1))
