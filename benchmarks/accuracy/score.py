@@ -152,9 +152,8 @@ def print_diagnosis(rows: list[Row], planted: dict[str, str | None]) -> None:
     both = now + later
     print(f"| all | {share(r.verdict in ALARMS for r in both):.2f} | {alarm[1]:.3f} | {_separates(both, fine):.3f} |")
     seen = share(r.verdict in (*ALARMS, "thin-headroom") for r in later)
-    print(
-        f"\nalarm precision {share(bool(r.explodes) for r in alarms):.2f}; of the later ones {seen:.2f} are at least thin headroom"
-    )
+    print(f"\nalarm precision {share(bool(r.explodes) for r in alarms):.2f}")
+    print(f"of those that explode later {seen:.2f} are called thin headroom at least")
     if places:
         first, three = share(p == 0 for p in places), share(p < 3 for p in places)
         print(f"planted layer first {first:.2f}, in the first three {three:.2f} of {len(places)}")
