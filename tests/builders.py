@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Ending, Group, Header, Optimizer, Parameter, Plan, Trial
+from gradscope.runs.schema import Ending, Group, Header, Optimizer, Parameter, Plan
 from gradscope.runs.writer import RunWriter
 
 
@@ -41,7 +41,7 @@ def make_run(
     grad_norm: Any = None,
     loss: Sequence[float] | None = None,
     probes: Sequence[tuple[Any, ...]] = (),
-    trials: Mapping[str, tuple[Trial, Sequence[float], Sequence[float]]] | None = None,
+    trials: Mapping[str, tuple[Any, ...]] | None = None,
     ending: Ending | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     **header: Any,
@@ -49,8 +49,8 @@ def make_run(
     """Write a run and read it back.
 
     `norms` are the global norms, spread evenly over the layers unless `grad_norm` (T × P) is given. `trials` maps a name
-    to (trial, losses, global norms). `columns` sets further columns of the rows (`skipped`, `max_norm`, `lr`, …), `probes`
-    are the arguments of `RunWriter.probe`, in order.
+    to (trial, losses, global norms), and an ending where it is not a plain one. `columns` sets further columns of the rows
+    (`skipped`, `max_norm`, `lr`, …), `probes` are the arguments of `RunWriter.probe`, in order.
     """
     head = make_header(**header)
     count = len(head.parameters)
@@ -65,10 +65,10 @@ def make_run(
     _rows(writer, totals, loss if loss is not None else np.ones(len(totals)), matrix, columns or {})
     for probe in probes:
         writer.probe(*probe)
-    for trial, losses, trial_norms in (trials or {}).values():
+    for trial, losses, trial_norms, *end in (trials or {}).values():
         child = writer.trial(trial)
         _rows(child, np.asarray(trial_norms, float), losses, np.ones((len(losses), count)), {})
-        child.close()
+        child.close(*end)
     writer.close(ending)
     return load_run(writer.directory)
 

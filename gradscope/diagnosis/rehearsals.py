@@ -77,14 +77,21 @@ def size(late: float, base: Reference) -> float:
 
 
 def rehearsed(run: Run) -> list[Rehearsed]:
-    """Every unclipped rehearsal and replay among the run's trials that came to its end, by name."""
+    """Every unclipped rehearsal and replay among the run's trials that came to its end or failed on its way, by name."""
     base = reference(run)
     about = {name: trial.header.trial for name, trial in sorted(run.trials.items()) if len(trial.step)}
-    return [
+    judged = [
         _judge(run, run.trials[name], base, made)
         for name, made in about.items()
         if made and made.kind in ("rehearsal", "replay") and made.max_norm is None and _ended(run.trials[name])
     ]
+    return [one for one in judged if one.failed or not broken_off(run.trials[one.name])]
+
+
+def broken_off(trial: Run) -> bool:
+    """Whether a trial took fewer steps than it was to take, though nothing became nonfinite."""
+    made = trial.header.trial
+    return made is not None and len(trial.step) < len(made.indexes) and not is_nonfinite(trial)
 
 
 def planned(trials: list[Rehearsed]) -> list[Rehearsed]:

@@ -8,10 +8,12 @@ nearest to the plan, of the worst at ×2, and half of that at ×4; 48 more for "
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, horizon, planned, reference, rehearsed, size
+from gradscope.diagnosis.rehearsals import MOST, Rehearsed, broken_off, horizon, planned, reference, rehearsed, size
 from gradscope.diagnosis.series import count, level, median, number, read_at
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
@@ -47,13 +49,22 @@ def judge(run: Run) -> Verdict:
         return Verdict("unknown", None, None, None, ("too few steps with a finite loss or gradient norm to judge",))
     if not planned(trials):
         nothing = f"no explosion in the {count(len(run.step), 'recorded step')} (norms read {read_at(run)})"
-        return Verdict("unknown", None, None, None, (nothing, CANNOT_FORESEE))
+        return Verdict("unknown", None, None, None, (nothing, *_broken(run), CANNOT_FORESEE))
     base = reference(run)
     if not any(one.failed for one in trials) and not (base.loss > 0 and base.norm > 0):
         return Verdict(
             "unknown", None, None, None, ("the window has no loss or no norm to measure a rehearsal against",)
         )
     return _from_trials(run, trials)
+
+
+def _broken(run: Run) -> Iterator[str]:
+    """Why the first rehearsal of the plan says nothing."""
+    trial = run.trials.get("x1")
+    if trial is not None and broken_off(trial):
+        length = len(trial.header.trial.indexes) if trial.header.trial else 0
+        why = trial.header.ending.message or "it was cut short"
+        yield f"its rehearsal took {len(trial.step)} of {count(length, 'step')}: {why}"
 
 
 def explosion_score(trials: list[Rehearsed]) -> float:

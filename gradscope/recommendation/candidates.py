@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from gradscope.diagnosis.rehearsals import broken_off
 from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -122,12 +123,12 @@ def _candidate(name: str, trial: Run) -> Candidate:
     limit = about.max_norm or 0.0
     return Candidate(
         max_norm=recommended(about),
-        origin=about.note or name,
+        origin=about.note.partition(";")[0] or name,
         trial=name,
         loss=loss if math.isfinite(loss) else None,
         clipped_fraction=clipped_fraction(norms, limit) if clips else 0.0,
         mean_retained_step=mean_retained_step(norms, limit) if clips else 1.0,
-        steps=len(about.indexes),
+        steps=len(trial.step) if broken_off(trial) else len(about.indexes),
         diverged=diverged(trial),
     )
 

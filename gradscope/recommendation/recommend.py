@@ -105,7 +105,8 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommenda
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
     over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"
     if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
-        reason = f"Of {amount} tried, none ended at a clearly lower loss than not clipping: {number(best.loss or 0.0)} {over}."
+        lower = f"none ended at a clearly lower loss than not clipping: {number(best.loss or 0.0)} {over}"
+        reason = f"Of {amount} tried, {lower}."
         return dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (

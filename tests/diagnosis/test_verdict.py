@@ -18,8 +18,17 @@ def rehearsal(name="x1", factor=1.0, indexes=COMPRESSED, **more):
 
 def run_with(tmp_path, *trials, scale=1.0, **header):
     """A flat window and trials of (Trial, (losses, norms))."""
-    made = {t.name: (t, scale * np.asarray(loss), scale * np.asarray(norm)) for t, (loss, norm) in trials}
+    made = {t.name: (t, *(scale * values for values in _over(t, *pair))) for t, pair in trials}
     return make_run(tmp_path, [scale] * 50, loss=[scale] * 50, trials=made, **header)
+
+
+def _over(trial, loss, norm):
+    """Both stretched over all of a trial's steps, unless they end nonfinite or are as many already."""
+    pair = np.asarray(loss, float), np.asarray(norm, float)
+    if not np.isfinite(pair).all() or not 0 < len(loss) < len(trial.indexes):
+        return pair
+    places = np.linspace(0, len(loss) - 1, len(trial.indexes))
+    return tuple(np.interp(places, np.arange(len(loss)), values) for values in pair)
 
 
 def test_a_window_alone_cannot_foresee(tmp_path):
@@ -215,3 +224,14 @@ def test_a_window_without_losses_is_judged_by_its_norms(tmp_path):
 def test_a_loss_of_zero_rose_by_the_least(tmp_path):
     (one,) = rehearsed(run_with(tmp_path, (rehearsal(), (np.zeros(80), np.zeros(80)))))
     assert (one.loss_rise, one.norm_rise) == (-3, -3)
+
+
+def test_a_rehearsal_that_broke_off_says_nothing_unless_it_failed(tmp_path):
+    ended = Ending("finished", 20, "the data ended")
+    calm = make_run(
+        tmp_path, [1.0] * 50, loss=[1.0] * 50, trials={"x1": (rehearsal(), np.ones(20), np.ones(20), ended)}
+    )
+    assert judge(calm).verdict == "unknown"
+    assert judge(calm).reasons[1] == "its rehearsal took 20 of 80 steps: the data ended"
+    high = rehearsal(), np.full(20, 100.0), np.full(20, 200.0), ended
+    assert judge(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials={"x1": high})).verdict == "thin-headroom"
