@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import broken_off
+from gradscope.diagnosis.rehearsals import broken_off, reference
 from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -24,26 +24,22 @@ EARLY = 5
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
 FELL = 30.0
-"""A loss this many times as deep below zero as its beginning was high has diverged too."""
+"""A loss this many times as deep below zero as the window's largest is high has no bottom."""
 TIE, NEEDED = 1.02, 1.05
-"""Losses this close are equal: the one that the first stage ranked higher is preferred; before all of them what did not
-clip, unless clipping ends 5 % lower.
+"""Losses this close are equal, and the largest threshold is preferred, so that rounding noise does not choose; before all of
+them what did not clip, unless clipping ends 5 % lower.
 """
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
-BEST, RUNNER_UP = FINALS = ("final-best", "final-runner-up")
-"""The final trials of the grid's own thresholds, by their place in it."""
-AGAIN = "final-again"
-"""What the names of repeated trials begin with."""
 
 
 def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
-    tried again; no clipping where that is as good; among equals, the one that the first stage ranked higher.
+    tried again; no clipping where that is as good; among equals, the largest threshold.
     """
-    tried = sorted((_candidate(name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
+    tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     longest = [one for one in tried if one.steps == tried[0].steps]
     winner = _settle([(_surely(one, longest), one) for one in longest])
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
@@ -67,19 +63,12 @@ def _settle(longest: list[tuple[float, Candidate]]) -> Candidate | None:
     equal = [one for loss, one in longest if loss <= above(least, TIE) < math.inf]
     unclipped = [one for loss, one in longest if loss <= above(least, NEEDED) < math.inf and not one.clipped_fraction]
     unclipped.sort(key=lambda one: one.max_norm is not None)
-    return next(iter(unclipped), min(equal, key=_place, default=None))
+    return next(iter(unclipped), max(equal, key=lambda one: one.max_norm or math.inf, default=None))
 
 
 def above(loss: float, factor: float) -> float:
     """A loss worse by `factor`, on either side of zero."""
     return loss + (factor - 1) * abs(loss)
-
-
-def _place(one: Candidate) -> int:
-    """The grid's own thresholds first, repetitions last."""
-    order = (*FINALS, AGAIN)
-    name = AGAIN if one.trial.startswith(AGAIN) else one.trial
-    return 2 * order.index(name) if name in order else 2 * len(FINALS) - 1
 
 
 def finished(run: Run) -> dict[str, Run]:
@@ -104,21 +93,30 @@ def recommended(trial: Trial) -> float | None:
     return None if trial.max_norm is None else trial.max_norm / stretch(trial)
 
 
-def final_loss(trial: Run) -> float:
-    """The level of the last tenth of a trial's losses, of 20 at least; infinite where it became nonfinite or fell deep."""
-    loss = level(trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :])
-    deep = loss < -FELL * np.abs(trial.loss[: max(LAST, len(trial.loss) // LAST_SHARE)]).max(initial=0.0)
-    return math.inf if is_nonfinite(trial) or np.isnan(loss) or deep else loss
+def final_loss(run: Run, trial: Run) -> float:
+    """Where the last tenth of a trial's losses lies, of 20 at least; infinite where it became nonfinite.
+
+    Below zero lower is better, as for likelihoods; where any trial of the run fell without bottom (an adversarial loss), the
+    size of the loss counts.
+    """
+    last = trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]
+    loss = median(np.abs(last)) if _bottomless(run) else level(last)
+    return math.inf if is_nonfinite(trial) or np.isnan(loss) else loss
 
 
-def diverged(trial: Run) -> bool:
+def _bottomless(run: Run) -> bool:
+    limit = -FELL * reference(run).largest_loss
+    return any(bool((trial.loss < limit).any()) for trial in run.trials.values())
+
+
+def diverged(run: Run, trial: Run) -> bool:
     """Whether it became nonfinite, or ended above ten times its first losses."""
-    return not final_loss(trial) <= DIVERGED * median(np.abs(trial.loss[:EARLY]))
+    return not final_loss(run, trial) <= DIVERGED * median(np.abs(trial.loss[:EARLY]))
 
 
-def _candidate(name: str, trial: Run) -> Candidate:
+def _candidate(run: Run, name: str, trial: Run) -> Candidate:
     about = trial.header.trial or Trial("candidate", name)
-    loss, norms = final_loss(trial), unscaled_norms(trial)[usable(trial)]
+    loss, norms = final_loss(run, trial), unscaled_norms(trial)[usable(trial)]
     clips = about.max_norm is not None and len(norms) > 0
     limit = about.max_norm or 0.0
     return Candidate(
@@ -129,7 +127,7 @@ def _candidate(name: str, trial: Run) -> Candidate:
         clipped_fraction=clipped_fraction(norms, limit) if clips else 0.0,
         mean_retained_step=mean_retained_step(norms, limit) if clips else 1.0,
         steps=len(trial.step) if broken_off(trial) else len(about.indexes),
-        diverged=diverged(trial),
+        diverged=diverged(run, trial),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from gradscope.recommendation.candidates import AGAIN, BEST, RUNNER_UP, above, same_threshold
+from gradscope.recommendation.candidates import TIE, above, same_threshold
 from gradscope.recommendation.model import Candidate
 
 NEAR = 1.5
@@ -24,15 +24,16 @@ Asked = dict[str, float]
 
 def first_finals(grid: Grid, top: float) -> Asked:
     """The best of the grid, its sides up to `top`, the runner-up; nothing where all of the grid diverged."""
-    order = sorted(grid, key=lambda limit: (grid[limit], limit))
-    best = order[0]
-    if not math.isfinite(grid[best]):
+    least = min(grid.values())
+    if not math.isfinite(least):
         return {}
+    best = max(limit for limit, loss in grid.items() if loss <= above(least, TIE))
+    second = min((limit for limit in grid if limit != best), key=lambda limit: (grid[limit], -limit))
     sides = [top] if math.isinf(best) else [best * SIDE, best / SIDE]
-    asked = {BEST: best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
-    if grid[order[1]] <= above(grid[best], NEAR):
-        asked[RUNNER_UP] = order[1]
-    return {name: limit for limit, name in reversed({limit: name for name, limit in reversed(asked.items())}.items())}
+    asked = {"final-best": best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
+    if grid[second] <= above(least, NEAR):
+        asked["final-runner-up"] = second
+    return asked
 
 
 def walk(tried: list[Candidate], top: float) -> Asked:
@@ -48,10 +49,10 @@ def walk(tried: list[Candidate], top: float) -> Asked:
 def repeat(tried: list[Candidate]) -> Asked:
     """The winner a little lower, unless it was tried so already; twice at most."""
     best = _winner(tried)
-    again = sum(one.trial.startswith(AGAIN) for one in tried)
+    again = sum(one.trial.startswith("final-again") for one in tried)
     if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in tried) > 1:
         return {}
-    return {f"{AGAIN}-{again + 1}": best * LOWER}
+    return {f"final-again-{again + 1}": best * LOWER}
 
 
 def _winner(tried: list[Candidate]) -> float | None:

@@ -126,10 +126,10 @@ def _candidate_trials(run: Run) -> dict[str, Trial]:
 def _grid(run: Run, middle: float) -> Grid:
     """The first stage's outcomes; a threshold that was not tried, because it is the same as none, has none's."""
     done = finished(run)
-    unclipped = final_loss(run.trials[NONE])
+    unclipped = final_loss(run, run.trials[NONE])
     grid: Grid = {math.inf: unclipped}
     for limit, one in _first_stage(run, middle).items():
-        grid[limit] = final_loss(done[one.name]) if one.name in done else unclipped
+        grid[limit] = final_loss(run, done[one.name]) if one.name in done else unclipped
     return grid
 
 
@@ -140,7 +140,7 @@ def _same_as_unclipped(run: Run, trial: Trial, name: str) -> bool:
     if unclipped is None or about is None or about.indexes != trial.indexes or trial.max_norm is None:
         return False
     largest = float(unscaled_norms(unclipped)[usable(unclipped)].max(initial=0.0))
-    return math.isfinite(final_loss(unclipped)) and largest <= trial.max_norm
+    return math.isfinite(final_loss(run, unclipped)) and largest <= trial.max_norm
 
 
 def _final(run: Run, name: str, limit: float, length: int) -> Trial:

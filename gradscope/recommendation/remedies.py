@@ -11,10 +11,8 @@ from dataclasses import replace
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon, reference
-from gradscope.diagnosis.series import level
 from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import is_nonfinite
-from gradscope.recommendation.candidates import DIVERGED, FELL, LAST, candidates, stretch
+from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -81,7 +79,7 @@ def _warm_up(steps: int) -> str:
 
 def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
     """The two best that held and change different things, as one."""
-    good = [one for one in sorted(tried.values(), key=last_loss) if held(run, one)]
+    good = [one for one in sorted(tried.values(), key=lambda one: final_loss(run, one)) if held(run, one)]
     best = [one.header.trial for one in good if one.header.trial]
     for other in best[1:]:
         if _kind(best[0]) != _kind(other):
@@ -102,12 +100,6 @@ def _kind(trial: Trial) -> str:
     return trial.name.split("-")[0]
 
 
-def last_loss(trial: Run) -> float:
-    """The level of a trial's last losses."""
-    return level(trial.loss[-LAST:])
-
-
 def held(run: Run, trial: Run) -> bool:
     """Whether a remedy's trial stayed finite and ended near where the window began, or below it."""
-    base = reference(run)
-    return not is_nonfinite(trial) and -FELL * base.largest_loss <= last_loss(trial) <= DIVERGED * base.first_loss
+    return final_loss(run, trial) <= DIVERGED * reference(run).first_loss

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from gradscope.recommendation.remedies import held, last_loss
+from gradscope.recommendation.candidates import final_loss
+from gradscope.recommendation.remedies import held
 from gradscope.report.model import Remedy
 from gradscope.report.rows import trials
 from gradscope.runs.run import Run
@@ -29,4 +30,4 @@ def _remedy(run: Run, child: Run) -> Remedy:
     name, note = (trial.name, trial.note) if trial else (child.header.name, "")
     change, _, code = note.partition("\n")
     good = held(run, child)
-    return Remedy(change or name, name, good, last_loss(child) if good else None, code)
+    return Remedy(change or name, name, good, final_loss(run, child) if good else None, code)
