@@ -1,6 +1,6 @@
 """Which rehearsals to run next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 2,000 where that takes at most a fifth of the time
+First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 2,000 where that takes at most a third of the time
 allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
 time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
@@ -19,7 +19,7 @@ from gradscope.runs.schema import Trial
 
 EXACT, AFFORDED, CONFIRM = 400, 2_000, 20_000
 """The longest remainder that is rehearsed in full: at once, at once where it is cheap, and to confirm an alarm."""
-CHEAP = 1 / 5
+CHEAP = 1 / 3
 """Of the time allowed."""
 X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
 SWEEP, WORST = 400, 10

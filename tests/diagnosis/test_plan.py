@@ -55,7 +55,7 @@ def test_a_short_remainder_is_rehearsed_in_full(tmp_path):
 
 
 def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
-    stages, _ = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=5 * 1450)
+    stages, _ = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=3 * 1450)
     assert stages[1][0].indexes == tuple(range(50, 1500))
     assert len(stages) == 2
     stages, _ = play(tmp_path, calm, plan=Plan(total_steps=2051))
@@ -63,7 +63,7 @@ def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
 
 
 def test_an_alarm_is_confirmed_in_full_where_that_is_affordable(tmp_path):
-    stages, run = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=5000)
+    stages, run = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=4000)
     assert len(stages[1][0].indexes) == 80
     assert names(stages)[2:] == [["x1-long"]]
     assert stages[2][0].indexes == tuple(range(50, 1500))
