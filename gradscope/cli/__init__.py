@@ -4,53 +4,39 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from gradscope import __version__
-from gradscope.cli.analyze import analyze_command
-from gradscope.cli.check import check_command
-from gradscope.cli.compare import compare_command
 from gradscope.cli.config import load_config, per_command
-from gradscope.cli.explain import explain_command
-from gradscope.cli.export import export_command
-from gradscope.cli.init import init_command
-from gradscope.cli.recommend import recommend_command
-from gradscope.cli.record import record_command
-from gradscope.cli.report import report_command
-from gradscope.cli.runs import runs_command
-from gradscope.cli.show import show_command
-from gradscope.cli.watch import watch_command
 from gradscope.errors import GradscopeError
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "analyze": analyze_command,
-    "record": record_command,
-    "recommend": recommend_command,
-    "report": report_command,
-    "show": show_command,
-    "runs": runs_command,
-    "compare": compare_command,
-    "export": export_command,
-    "watch": watch_command,
-    "explain": explain_command,
-    "check": check_command,
-    "init": init_command,
-}
+COMMANDS = (
+    *("analyze", "record", "recommend", "report", "show", "runs"),
+    *("compare", "export", "watch", "explain", "check", "init"),
+)
+"""Each is the function `<name>_command` of `gradscope.cli.<name>`, in the order of the help screen."""
 PASSES_ARGUMENTS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
 
-app = typer.Typer(
-    name="gradscope",
-    help="Which layer starts an explosion, whether it is about to happen, and which clipping threshold holds.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for _name, _command in COMMANDS.items():
-    app.command(_name, context_settings=PASSES_ARGUMENTS_ON if _name == "record" else None)(_command)
+
+def _app(names: Iterable[str]) -> typer.Typer:
+    """The program with these commands; the modules of the others are not imported."""
+    app = typer.Typer(
+        name="gradscope",
+        help="Which layer starts an explosion, whether it is about to happen, and which clipping threshold holds.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(epilog="Start with:  gradscope analyze model.py   or   gradscope record train.py")(_root)
+    for name in names:
+        command = getattr(import_module(f"gradscope.cli.{name}"), f"{name}_command")
+        app.command(name, context_settings=PASSES_ARGUMENTS_ON if name == "record" else None)(command)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +45,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Start with:  gradscope analyze model.py   or   gradscope record train.py")
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
@@ -70,7 +55,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; every error of ours becomes one message on stderr and its exit code."""
+    asked = sys.argv[1:2]
     try:
+        app = _app(asked if asked and asked[0] in COMMANDS else COMMANDS)
         app(prog_name="gradscope", default_map=per_command(load_config()))
     except GradscopeError as error:
         sys.stderr.write(f"gradscope: {error}\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +28,7 @@ FormatOption = Annotated[
 ]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")]
 
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 SEVERITIES = ("info", "warning", "critical")
 
 
@@ -61,12 +65,27 @@ def tell(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def load(reference: str | None) -> Any:
-    """The Run that a RUN argument names."""
-    from gradscope.runs.catalogue import find_run
-    from gradscope.runs.reader import load_run
+def load(reference: str | None, *, trains: bool = False) -> Any:
+    """The Run that a RUN argument names. `trains`: the command will also run the user's code."""
+    with nullcontext() if trains else _without_blas_threads():
+        from gradscope.runs.catalogue import find_run
+        from gradscope.runs.reader import load_run
 
     return load_run(find_run(reference))
+
+
+@contextmanager
+def _without_blas_threads() -> Iterator[None]:
+    """Where numpy is first imported here it starts no threads for linear algebra: reading a run needs none, and they cost
+    as much CPU time as the rest of the start-up.
+    """
+    known = os.environ.get(BLAS_THREADS)
+    os.environ[BLAS_THREADS] = known or "1"
+    try:
+        yield
+    finally:
+        if known is None:
+            del os.environ[BLAS_THREADS]
 
 
 def known_severity(text: str | None) -> str | None:

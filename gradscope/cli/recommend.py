@@ -45,11 +45,11 @@ def recommend_command(
     output: OutputOption = None,
 ) -> None:
     """Recommend a clipping threshold from the recorded norms' percentiles."""
-    from gradscope.recommendation import recommend
-
     if by not in ("norm", "value"):
         raise UsageError(f"--by {by!r}: write norm or value")
-    recorded = load(run)
+    recorded = load(run, trains=verify)
+    from gradscope.recommendation import recommend
+
     if verify:
         recorded = _verified(recorded, tuple(percentiles or [95.0]), seconds(budget))
     answer = recommend(recorded, percentiles or None, by=by, per_layer=per_layer)  # type: ignore[arg-type]  # checked above
@@ -74,11 +74,12 @@ def _format(chosen: str | None, output: Path | None) -> str:
 
 
 def _text(answer: Recommendation, quiet: bool, framework: str | None, output_format: str) -> str:
-    from gradscope.recommendation.snippets import snippet
     from gradscope.report.renderers.recommendation import render_recommendation
     from gradscope.runs.schema import to_json
 
     if framework:
+        from gradscope.recommendation.snippets import snippet
+
         return snippet(framework, answer)
     if quiet:
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.model import CannotRunError, Finding, Severity
 from gradscope.runs.run import Floats, Run
+
+if TYPE_CHECKING:
+    from gradscope.diagnosis.model import Finding, Severity
 
 Bools = NDArray[np.bool_]
 Indexes = NDArray[np.int64]
@@ -28,6 +30,8 @@ def finding(
     unit: str | None = None,
 ) -> Finding:
     """A Finding whose numbers are plain floats; a nonfinite `value` becomes None, since the message tells of it."""
+    from gradscope.diagnosis.model import Finding
+
     kept = float(value) if value is not None and np.isfinite(value) else None
     return Finding(code, rule, severity, subject, steps[0], steps[1], kept, limit, unit, message, advice)
 
@@ -58,6 +62,8 @@ def pre_clip_norms(run: Run, least: int) -> tuple[NDArray[np.int64], Floats]:
     Raises:
         CannotRunError: the norms were read after clipping, or there are fewer than `least` of them.
     """
+    from gradscope.diagnosis.model import CannotRunError
+
     if run.header.measured_at == "post_clip":
         raise CannotRunError("the norms were read after clipping, which hides every large one")
     keep = usable(run)
@@ -70,11 +76,19 @@ def running_median(values: Floats, width: int, least: int = 1) -> Floats:
     """(T,): the median of up to `width` values before each one, the value itself left out; NaN before `least` of them."""
     result = np.full(len(values), np.nan)
     for i in range(max(1, least), min(width, len(values))):
-        result[i] = np.median(values[:i])
+        result[i] = _medians(values[:i])
     if len(values) > width:
         windows = np.lib.stride_tricks.sliding_window_view(values[:-1], width)
-        result[width:] = np.median(windows, axis=1)
+        result[width:] = _medians(windows)
     return result
+
+
+def _medians(values: Floats) -> Floats:
+    """The median of each row, NaN where the row holds one, as `np.median`, which loads numpy.ma."""
+    ordered = np.sort(values, axis=-1)
+    middle = ordered.shape[-1] // 2
+    medians = (ordered[..., (ordered.shape[-1] - 1) // 2] + ordered[..., middle]) / 2
+    return np.asarray(np.where(np.isnan(ordered[..., -1]), np.nan, medians))
 
 
 def median(values: Any) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.diagnosis.series import count, median, number, percent
+from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
 from gradscope.recommendation.candidates import candidates
@@ -154,7 +155,7 @@ def _layers(basis: Basis, percentile: float, by: By) -> tuple[LayerThreshold, ..
     for layer, column in zip(basis.run.layers, sizes.T, strict=True):
         kept = column[np.isfinite(column) & (column > 0)]
         if len(kept):
-            limit = float(np.percentile(kept, percentile))
+            limit = percentile_of(kept, percentile)
             found.append(LayerThreshold(layer.name, limit, clipped_fraction(kept, limit)))
     return tuple(found)
 

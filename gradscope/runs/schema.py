@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -175,9 +176,15 @@ def from_json(cls: type[T], data: dict[str, Any]) -> T:
     """
     if not isinstance(data, dict):
         raise TypeError(f"{cls.__name__} is {type(data).__name__}, not an object")
+    kind: Any = cls
+    return cls(**{name: _decode(hint, data[name]) for name, hint in _fields(kind).items() if name in data})
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass with their types."""
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return cls(**{name: _decode(hints[name], data[name]) for name in names if name in data})
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _decode(hint: Any, value: Any) -> Any:

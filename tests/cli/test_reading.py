@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -159,3 +160,14 @@ def test_compare(recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "fc1" in result.out
     assert gradscope(capsys, "compare", recorded.id, str(other.path), "-o", "both.html").code == 0
     assert (here / "both.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("chosen", [None, "2"])
+def test_reading_leaves_the_environment_as_it_was(
+    chosen: str | None, recorded: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", chosen)
+    assert gradscope(capsys, "recommend", "-q").code == 0
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == chosen
