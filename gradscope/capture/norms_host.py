@@ -9,7 +9,7 @@ squares would over- or underflow, the block is first scaled by a power of two, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ BLOCK = ROWS * ROW
 SMALL = 4096
 LOW, HIGH = 1e-12, 1e16
 """With the peak above LOW and the norm below HIGH, squares in float32 lose nothing that counts."""
+_INT, _UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -34,6 +35,7 @@ def _rows_by_matmul(rows: Any, _: Any, out: Any) -> Any:
 
 
 _square_rows: Callable[..., Any] = getattr(np, "vecdot", _rows_by_matmul)
+_highest = np.maximum.reduce
 
 
 class _ChangedError(Exception):
@@ -49,13 +51,24 @@ class _Chunk(NamedTuple):
     starts: NDArray[np.intp]
 
 
-class _Large(NamedTuple):
-    """One large gradient: the sums of its rows go to `sums[start:]`."""
+@dataclass
+class _Large:
+    """Large gradients, read one by one. `begin[i]`: where gradient i's sums of rows begin in `sums`, and where the bits of
+    its blocks' largest and most negative elements begin in `tops` and `bottoms`.
+    """
 
-    place: int
-    elements: int
-    start: int
-    half: bool
+    places: list[int]
+    sizes: list[int]
+    half: list[bool]
+
+    def __post_init__(self) -> None:
+        rows, blocks = (np.cumsum([0, *(-(-size // each) for size in self.sizes)]) for each in (ROW, BLOCK))
+        self.index, self.elements = np.array(self.places, int), np.array(self.sizes, int)
+        self.first_row, self.first_block = rows[:-1], blocks[:-1]
+        self.begin = list(zip(rows.tolist(), blocks.tolist(), strict=True))
+        self.sums, self.scales = np.empty(rows[-1], np.float32), np.ones(len(self.places), np.float32)
+        self.tops, self.bottoms = np.empty(blocks[-1], _INT), np.empty(blocks[-1], _UNSIGNED)
+        self.scratch = np.empty(BLOCK, np.float32)
 
 
 @dataclass
@@ -65,12 +78,9 @@ class _Plan:
     present: NDArray[np.bool_]
     absent: list[int]
     chunks: list[_Chunk] = field(default_factory=list)
-    large: list[_Large] = field(default_factory=list)
+    large: _Large = field(default_factory=lambda: _Large([], [], []))
     odd: list[int] = field(default_factory=list)
     single: bool = False
-    scales: list[float] = field(default_factory=list)
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    scratch: NDArray[np.float32] = field(default_factory=lambda: np.empty(BLOCK, np.float32))
 
 
 class HostNorms:
@@ -127,11 +137,11 @@ def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) ->
     return norms
 
 
-def _array(gradient: Any, large: _Large) -> Any:
+def _array(gradient: Any, elements: int, half: bool) -> Any:
     """The elements of a large gradient, in any order: an array, or for a half a flat tensor."""
-    flat = gradient.detach().flatten() if large.half else gradient.numpy().ravel("K")
-    kinds = _HALF if large.half else (np.float32,)
-    if len(flat) != large.elements or flat.dtype not in kinds:
+    flat = gradient.detach().flatten() if half else gradient.numpy().ravel("K")
+    known = flat.dtype in _HALF if half else flat.dtype == np.float32
+    if len(flat) != elements or not known:
         raise _ChangedError
     return flat
 
@@ -144,69 +154,76 @@ def _read_chunk(chunk: _Chunk, grads: list[Any], norms: Norms, own: dict[int, to
             own.update(zip(places, torch._foreach_norm(gradients, 2.0), strict=True))
         (torch.cat if gradients[0].dim() else torch.stack)(gradients, out=joined)
     values, starts = chunk.values, chunk.starts
-    tops, bottoms = (np.maximum.reduceat(values.view(bits), starts).view(np.float32) for bits in (np.int32, np.uint32))
-    peaks = np.maximum(np.abs(tops), np.abs(bottoms))
+    peaks = _sizes(*(np.maximum.reduceat(values.view(bits), starts) for bits in (_INT, _UNSIGNED)))
     normal = ((peaks > LOW) & (peaks < HIGH) | (peaks == 0.0)).all()
     squares = np.square(values, dtype=np.float32 if normal else np.float64)
     norms.norm[chunk.places] = np.add.reduceat(squares, starts)
     norms.peak[chunk.places] = peaks
 
 
+def _sizes(tops: NDArray[Any], bottoms: NDArray[Any]) -> NDArray[np.float32]:
+    """The largest |g| from the largest bits as signed and as unsigned integers."""
+    return np.maximum(np.abs(tops.view(np.float32)), np.abs(bottoms.view(np.float32)))
+
+
 def _read_large(plan: _Plan, grads: list[Any], norms: Norms, own: dict[int, torch.Tensor] | None) -> None:
-    if not plan.large:
+    """Σg² and the peak of every large gradient. `scales` are guesses from the last step; a wrong one is taken again."""
+    large = plan.large
+    if not large.places:
         return
-    for i, large in enumerate(plan.large):
-        array = _array(grads[large.place], large)
+    for i, place in enumerate(large.places):
         if own is not None:
-            own[large.place] = torch._foreach_norm([grads[large.place]], 2.0)[0]
-        row, guess, peak = large.start, plan.scales[i], 0.0
-        for block in _blocks(array):
-            sums = plan.sums[row : row + len(block)]
-            row += len(block)
-            peak = max(_sum_block(block, sums, guess, plan.scratch), peak)
-        norms.peak[large.place], plan.scales[i] = peak, _scale(peak)
-    places = [large.place for large in plan.large]
-    norms.norm[places] = np.add.reduceat(plan.sums, [large.start for large in plan.large])
+            own[place] = torch._foreach_norm([grads[place]], 2.0)[0]
+        _sum_tensor(large, i, grads[place])
+    peaks = np.maximum.reduceat(_sizes(large.tops, large.bottoms), large.first_block)
+    squares = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)
+    used, least = large.scales.copy(), _least_square() * large.elements
+    lost = ~((squares >= least) & (squares < np.inf)) & (peaks > 0) & (peaks < np.inf)
+    for i in np.flatnonzero(lost).tolist():
+        large.scales[i] = used[i] = _scale(float(peaks[i]))
+        _sum_tensor(large, i, grads[large.places[i]])
+        squares[i] = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)[i]
+    squares /= used.astype(np.float64) ** 2
+    large.scales[(squares >= least) & (peaks < HIGH)] = 1.0
+    norms.norm[large.index] = squares
+    norms.peak[large.index] = peaks
 
 
-def _blocks(array: Any) -> Iterator[Any]:
-    """Views of (at most ROWS, ROW) elements, the last one (1, what is left)."""
-    rows, rest = divmod(len(array), ROW)
-    whole = array[: rows * ROW].reshape(rows, ROW)
-    for begin in range(0, rows, ROWS):
-        yield whole[begin : begin + ROWS]
-    if rest:
-        yield array[rows * ROW :].reshape(1, rest)
+def _least_square() -> float:
+    """A mean square of float32 above this loses less than 1e-7 of itself to squares too small for float32."""
+    subnormals = np.float32(1e-30) * np.float32(1e-10) > 0  # `torch.set_flush_denormal` switches them off
+    return 1e-38 if subnormals else 1e-31
 
 
 def _scale(peak: float) -> float:
     """The power of two to multiply by, so that the squares stay within float32."""
-    if LOW < peak < HIGH or peak == 0.0 or not math.isfinite(peak):
-        return 1.0
     return float(2.0 ** min(127, -math.frexp(peak)[1]))
 
 
-def _sum_block(block: Any, sums: Any, scale: float, scratch: Any) -> float:
-    """Σg² of each row into `sums`, while the block is in the cache; returns its peak.
+def _sum_tensor(large: _Large, i: int, gradient: Any) -> None:
+    """Σg² of each row of one gradient, times its scale², and the two maxima of each block, taken once it is in the cache."""
+    half, scale = large.half[i], large.scales[i]
+    array = _array(gradient, large.sizes[i], half)
+    row, number = large.begin[i]
+    for begin in range(0, len(array), BLOCK):
+        block = array[begin : begin + BLOCK]
+        if half:
+            block = block.float().numpy()
+        scaled = block if scale == 1.0 else np.multiply(block, scale, out=large.scratch[: len(block)])
+        _square(scaled, large.sums[row : row + ROWS])
+        large.tops[number], large.bottoms[number] = _highest(block.view(_INT)), _highest(block.view(_UNSIGNED))
+        row += ROWS
+        number += 1
 
-    `scale` is the guess from the last step; where it was wrong the block is taken again.
-    """
-    if isinstance(block, torch.Tensor):
-        block = block.float().numpy()
-    scaled = block
-    if scale != 1.0:
-        scaled = np.multiply(block, np.float32(scale), out=scratch[: block.size].reshape(block.shape))
-    _square_rows(scaled, scaled, out=sums)
-    peak: float = abs(scaled.item(scaled.view(np.int32).argmax()))
-    peak = max(peak, abs(scaled.item(scaled.view(np.uint32).argmax())))
-    if not LOW < peak < HIGH:
-        better = _scale(peak) if scale == 1.0 else 1.0
-        if better != scale:
-            return _sum_block(block, sums, better, scratch)
-    if scale != 1.0:
-        sums /= scale**2
-        peak /= scale
-    return peak
+
+def _square(block: Any, sums: Any) -> None:
+    """Σg² of each row of a block."""
+    rows, rest = divmod(len(block), ROW)
+    if rows:
+        whole = block[: rows * ROW].reshape(rows, ROW)
+        _square_rows(whole, whole, out=sums[:rows])
+    if rest:
+        sums[rows] = block[rows * ROW :].dot(block[rows * ROW :])
 
 
 def _correct(grads: list[Any], plan: _Plan, norms: Norms) -> None:
@@ -219,7 +236,7 @@ def _planned(grads: list[Any]) -> _Plan:
     present = np.array([gradient is not None for gradient in grads], bool)
     plan = _Plan(present, np.flatnonzero(~present).tolist())
     small: dict[tuple[int, ...] | None, list[int]] = {}
-    rows = 0
+    large: list[int] = []
     for place, gradient in enumerate(grads):
         if gradient is None:
             continue
@@ -228,9 +245,9 @@ def _planned(grads: list[Any]) -> _Plan:
         elif gradient.numel() < SMALL:
             small.setdefault(tuple(gradient.shape[1:]) if gradient.dim() else None, []).append(place)
         else:
-            plan.large.append(_Large(place, gradient.numel(), rows, gradient.dtype in _HALF))
-            rows += -(-gradient.numel() // ROW)
-    plan.sums, plan.scales = np.empty(rows), [1.0] * len(plan.large)
+            large.append(place)
+    sizes = [grads[place].numel() for place in large]
+    plan.large = _Large(large, sizes, [grads[place].dtype in _HALF for place in large])
     plan.chunks = _chunks(grads, list(small.values()))
     plan.single = not plan.odd and all(grad is None or grad.dtype == torch.float32 for grad in grads)
     return plan
