@@ -23,7 +23,7 @@ from gradscope.capture.norms import Norms, exact, missing
 ROW = 2048
 ROWS = 64
 BLOCK = ROWS * ROW
-SMALL = 4096
+SMALL = 16384
 LOW, HIGH = 1e-12, 1e16
 """With the peak above LOW and the norm below HIGH, squares in float32 lose nothing that counts."""
 _INT, _UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)
@@ -156,7 +156,7 @@ def _read_chunk(chunk: _Chunk, grads: list[Any], norms: Norms, own: dict[int, to
     values, starts = chunk.values, chunk.starts
     peaks = _sizes(*(np.maximum.reduceat(values.view(bits), starts) for bits in (_INT, _UNSIGNED)))
     normal = ((peaks > LOW) & (peaks < HIGH) | (peaks == 0.0)).all()
-    squares = np.square(values, dtype=np.float32 if normal else np.float64)
+    squares = np.square(values, out=values) if normal else np.square(values, dtype=np.float64)
     norms.norm[chunk.places] = np.add.reduceat(squares, starts)
     norms.peak[chunk.places] = peaks
 
