@@ -1,9 +1,9 @@
 """Norms of gradients in main memory, at about the cost of reading them once.
 
 Small tensors are gathered into one array and reduced together; large ones are read in blocks that stay in the cache while
-both statistics are taken. Rows of 2,048 are summed in float32 and the rows in float64: exact to 3e-7. The largest |g| comes
+both statistics are taken. Rows of 2,048 are summed in float32 and the rows in float64: exact to 5e-7. The largest |g| comes
 from two integer maxima, since the bits of floats of one sign are ordered as their sizes are, and NaN above all. Where
-squares would over- or underflow, the block is first scaled by a power of two, which loses nothing.
+squares would over- or underflow, the gradient is first scaled by a power of two, which loses nothing.
 """
 
 from __future__ import annotations

@@ -264,3 +264,18 @@ def test_values_on_their_way_are_waited_for_only_when_asked():
     assert late._event.waited
     late._event.done = True
     assert late.ready
+
+
+@pytest.mark.parametrize("scale", [1e-25, 3e-20, 1e-19, 1e-17, 1e-15])
+@pytest.mark.parametrize("flush", [False, True])
+def test_squares_too_small_for_float32_are_not_lost(scale: float, flush: bool) -> None:
+    tensor = torch.zeros(200_000)
+    tensor.grad = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * scale
+    true = float(tensor.grad.double().square().sum().sqrt())
+    reader = HostNorms([tensor])
+    torch.set_flush_denormal(flush)
+    try:
+        found = [reader.read().norm[0] for _ in range(2)]
+    finally:
+        torch.set_flush_denormal(False)
+    assert found == pytest.approx([true, true], rel=1e-6)
