@@ -83,7 +83,7 @@ def _read(path: Path, schema: pa.Schema, wide: tuple[str, ...] = ()) -> tuple[pa
     if found.torn and not rows and size > 64 and not _is_stream(path):
         raise RunFormatError(f"{path}: not an Arrow stream ({found.torn})") from found.torn
     notes = [f"{path.name} ends in a torn row: read up to row {rows}"] if found.torn else []
-    stored = [StoredMatrix(file, found.pieces[name], schema.field(name).type.list_size) for name in wide]
+    stored = [StoredMatrix(file, found.pieces[name], found.counts, schema.field(name).type.list_size) for name in wide]
     if size > IN_MEMORY:
         return found.table, [*stored], notes
     matrices: list[Rows] = [np.asarray(matrix) for matrix in stored]

@@ -15,16 +15,20 @@ GATHERED = 1 << 23
 """Bytes of batches that are copied out of the file's buffers at once."""
 
 
+Piece = int | NDArray[np.float32]
+"""The rows of one batch: where they lie in the file, or, of a compressed batch, the numbers themselves."""
+
+
 class StoredMatrix:
     """T × P float32 numbers that stay in their file. `matrix[rows]` reads rows as numpy would choose them from an array;
     `np.asarray(matrix)` reads all.
     """
 
-    def __init__(self, file: Any, pieces: list[tuple[int, int]], width: int) -> None:
-        """`pieces`: (rows, offset in the file) of every batch."""
+    def __init__(self, file: Any, pieces: list[Piece], counts: list[int], width: int) -> None:
+        """`counts`: how many rows each piece has."""
         self._file = file
-        self._starts = np.cumsum([0, *(rows for rows, _ in pieces)])
-        self._offsets = [offset for _, offset in pieces]
+        self._starts = np.cumsum([0, *counts])
+        self._pieces = pieces
         self.shape = int(self._starts[-1]), width
 
     def __len__(self) -> int:
@@ -35,21 +39,26 @@ class StoredMatrix:
         flat = chosen.ravel()
         values = np.empty((len(flat), self.shape[1]), np.float32)
         if values.size:
-            for begin, end, offset in self._reads(flat):
-                self._file.seek(offset)
-                self._file.readinto(values[begin:end])
+            for begin, end, piece, inside in self._stretches(flat):
+                self._read(values[begin:end], piece, inside)
         return values.reshape(*chosen.shape, self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)
 
-    def _reads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Stretches of `rows` that lie one behind the other in the file: begin, end, offset."""
+    def _stretches(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, Piece, int]]:
+        """Neighbouring `rows` of one piece: begin, end, the piece, and which of its rows comes first."""
         batch = np.searchsorted(self._starts, rows, side="right") - 1
-        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(batch) != 0)) + 1
-        for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
-            inside = int(rows[begin] - self._starts[batch[begin]])
-            yield begin, end, self._offsets[batch[begin]] + 4 * self.shape[1] * inside
+        cuts = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(batch) != 0)) + 1).tolist()
+        for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+            yield begin, end, self._pieces[batch[begin]], int(rows[begin] - self._starts[batch[begin]])
+
+    def _read(self, values: NDArray[np.float32], piece: Piece, first: int) -> None:
+        if isinstance(piece, int):
+            self._file.seek(piece + 4 * self.shape[1] * first)
+            self._file.readinto(values)
+        else:
+            values[:] = piece[first : first + len(values)]
 
 
 Rows = NDArray[np.float32] | StoredMatrix
@@ -58,10 +67,11 @@ Rows = NDArray[np.float32] | StoredMatrix
 
 @dataclass(frozen=True)
 class Stream:
-    """`table` of the narrow columns; `pieces` of each wide one, as StoredMatrix takes them; `torn`: what ended it early."""
+    """`table` of the narrow columns; `pieces` of each wide one, of `counts` rows; `torn`: what ended the stream early."""
 
     table: pa.Table
-    pieces: dict[str, list[tuple[int, int]]]
+    pieces: dict[str, list[Piece]]
+    counts: list[int]
     torn: Exception | None
 
 
@@ -76,27 +86,33 @@ def read_stream(file: Any, schema: pa.Schema, wide: tuple[str, ...] = ()) -> Str
         ForeignStreamError: the stream has another schema.
     """
     narrow = pa.schema([column for column in schema if column.name not in wide])
-    pieces: dict[str, list[tuple[int, int]]] = {name: [] for name in wide}
+    pieces: dict[str, list[Piece]] = {name: [] for name in wide}
     kept: list[pa.RecordBatch] = []
     gathered: list[pa.RecordBatch] = []
+    counts: list[int] = []
     size, torn = 0, None
     try:
         for batch, body, offset in _batches(file, schema):
             for name in wide:
-                pieces[name].append((batch.num_rows, offset + _place(batch[name], body)))
+                pieces[name].append(_piece(batch[name], body, offset))
+            counts.append(batch.num_rows)
             gathered.append(batch.select(narrow.names))
             size += body.size
             if size > GATHERED:
                 kept, gathered, size = [*kept, pa.concat_batches(gathered)], [], 0
     except (pa.ArrowException, OSError) as error:
         torn = error
-    return Stream(pa.Table.from_batches([*kept, *gathered], narrow), pieces, torn)
+    return Stream(pa.Table.from_batches([*kept, *gathered], narrow), pieces, counts, torn)
 
 
-def _place(matrix: pa.FixedSizeListArray, body: pa.Buffer) -> int:
-    """Where the numbers of a matrix begin in the buffer of its batch."""
+def _piece(matrix: pa.FixedSizeListArray, body: pa.Buffer, offset: int) -> Piece:
     numbers = matrix.values.buffers()[1]
-    return int(numbers.address - body.address) if numbers else 0
+    if not numbers:
+        return offset
+    inside = int(numbers.address - body.address)
+    if 0 <= inside <= body.size - numbers.size:
+        return offset + inside
+    return np.array(np.from_dlpack(matrix.values)).reshape(len(matrix), -1)
 
 
 def _batches(file: Any, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, pa.Buffer, int]]:

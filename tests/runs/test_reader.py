@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,3 +191,18 @@ def test_a_large_run_gives_the_report_of_a_small_one(tmp_path, monkeypatch):
     limits = {own.layer: own.max_norm for own in large.recommendation.layers}
     before = np.percentile(norms[:600], 95, axis=0)
     assert limits == pytest.approx(dict(zip("abcde", before, strict=True)))
+
+
+def test_a_compressed_stream_reads_the_same(tmp_path, monkeypatch):
+    norms = np.random.default_rng(0).lognormal(size=(300, 3)).astype(np.float32)
+    plain = make_run(tmp_path, grad_norm=norms)
+    path = plain.path / tables.STEPS_FILE
+    with pa.OSFile(str(path)) as file:
+        whole = pa.ipc.open_stream(file).read_all()
+    with pa.OSFile(str(path), "wb") as file:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(file, whole.schema, options=options) as stream:
+            stream.write_table(whole)
+    np.testing.assert_array_equal(load_run(plain.path).grad_norm, norms)
+    monkeypatch.setattr(reader, "IN_MEMORY", 0)
+    np.testing.assert_array_equal(load_run(plain.path).norms[250:260], norms[250:260])
