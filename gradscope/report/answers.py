@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradscope.recommendation.model import Recommendation, Threshold
+from gradscope.report.facts import in_use
 from gradscope.report.model import Report
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
@@ -18,6 +19,8 @@ TITLES = {
     "unknown": ("?", "?", "not known"),
 }
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
+ACCUSING = ("GS101", "GS302")
+"""Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
 
 
@@ -47,7 +50,9 @@ def explosion(report: Report) -> Answer:
         "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
         "unknown": "Not known from these steps",
     }[verdict.verdict]
-    return Answer("Will it explode?", head, _sentences(verdict.reasons))
+    best = next((remedy for remedy in report.remedies if remedy.best), None)
+    remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
+    return Answer("Will it explode?", head, _sentences((*verdict.reasons, remedy)))
 
 
 def rehearsed(report: Report) -> bool:
@@ -56,15 +61,31 @@ def rehearsed(report: Report) -> bool:
 
 
 def layer(report: Report) -> Answer:
-    """The layer most at risk."""
+    """The layer most at risk; where none stands out, the one that a finding accuses."""
     question, ranked = "Which layer?", report.diagnosis.layers
     if not ranked:
         return Answer(question, "No layer was measured", ())
     top = ranked[0]
-    if top.level == "low":
-        return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
-    message = without_subject(top.message, top.name)
-    return Answer(question, visible(top.name), _sentences((message, top.advice)))
+    if top.level != "low":
+        return _named(question, top.name, top.message, top.advice)
+    for finding in report.diagnosis.findings:
+        if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
+            return _named(question, finding.subject, finding.message, finding.advice)
+    reason = unranked(report)
+    if reason:
+        return Answer(question, "Not known", _sentences((reason,)))
+    return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
+
+
+def _named(question: str, name: str, message: str, advice: str) -> Answer:
+    return Answer(question, visible(name), _sentences((without_subject(message, name), advice)))
+
+
+def unranked(report: Report) -> str | None:
+    """Why the layers of this run could not be ranked, if they could not."""
+    if any(risk.level != "low" for risk in report.diagnosis.layers):
+        return None
+    return next((unable.reason for unable in report.diagnosis.unable if unable.code == "GS301"), None)
 
 
 def without_subject(message: str, subject: str | None) -> str:
@@ -82,7 +103,9 @@ def threshold(report: Report) -> Answer:
         return Answer(question, "None: no gradient norm was measured", ())
     if recommendation.max_norm is None:
         return Answer(question, "Do not clip", _sentences((recommendation.reason,)))
-    return Answer(question, f"{name_of(recommendation)} = {number(recommendation.max_norm)}", _evidence(recommendation))
+    head = f"{name_of(recommendation)} = {number(recommendation.max_norm)}"
+    today = in_use(report.run)
+    return Answer(question, head, (*_evidence(recommendation), *([f"In use today: {number(today)}."] if today else [])))
 
 
 def name_of(recommendation: Recommendation) -> str:
@@ -91,16 +114,9 @@ def name_of(recommendation: Recommendation) -> str:
 
 
 def _evidence(recommendation: Recommendation) -> tuple[str, ...]:
-    asked = recommendation.thresholds[0] if recommendation.thresholds else None
-    clips = f"{recommendation.mode}: clips {share(recommendation.clipped_fraction)} of the steps"
     kept = recommendation.mean_retained_step
-    lines = [
-        recommendation.reason,
-        clips + (f", keeps {share(kept)} of the step on average" if kept is not None else ""),
-    ]
-    if asked is not None:
-        lines.append(describe(asked))
-    return _sentences(lines)
+    keeps = "" if kept is None else f"a {recommendation.mode}: it keeps {share(kept)} of the average step"
+    return _sentences((recommendation.reason, keeps))
 
 
 def describe(asked: Threshold) -> str:
@@ -124,15 +140,22 @@ def sureness(report: Report) -> Answer:
     """What the answers rest on, and whether the threshold was tried."""
     recommendation, question = report.recommendation, "How sure?"
     tried = len(trials(report.run, "rehearsal"))
-    ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else "not rehearsed: a window alone cannot foresee"
+    seen = report.diagnosis.verdict.verdict == "exploding"
+    missing = "" if seen else "not rehearsed: a window alone cannot foresee"
+    ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else missing
     if recommendation is None:
         return Answer(question, "Nothing was measured", _sentences((ahead,)))
     head = "Threshold tried and held" if recommendation.verified else "Threshold not tried"
     if recommendation.max_norm is None:
         head = "Training without clipping was tried" if recommendation.verified else "Not tried"
-    basis = f"from {plural(recommendation.steps_used, 'step')}: {recommendation.basis}"
-    left = ", ".join(f"{count} {reason}" for reason, count in recommendation.excluded.items() if count)
-    return Answer(question, head, _sentences((ahead, basis, left and f"left out: {left}")))
+    asked = recommendation.thresholds[0] if recommendation.thresholds else None
+    rests = f"from {recommendation.basis}"
+    left = ", ".join(
+        f"{plural(count, 'step')} ({reason})" for reason, count in recommendation.excluded.items() if count
+    )
+    return Answer(
+        question, head, _sentences((ahead, rests, left and f"left out: {left}", describe(asked) if asked else ""))
+    )
 
 
 def _sentences(lines: Iterable[str]) -> tuple[str, ...]:

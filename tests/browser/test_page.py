@@ -164,7 +164,7 @@ def test_the_table_says_what_the_report_says(made, visit):
 def test_the_table_is_sorted_and_filtered_by_keyboard(made, visit):
     page = visit(made("verified")[1])
     head = page.locator("#layers thead").get_by_role("button", name="Median norm")
-    medians = lambda: [float(t) for t in page.locator("#layers tbody tr td:nth-child(7)").all_text_contents()]  # noqa: E731
+    medians = lambda: [float(t) for t in page.locator("#layers tbody tr td:nth-child(6)").all_text_contents()]  # noqa: E731
     head.press("Enter")
     assert medians() == sorted(medians(), reverse=True)
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"

@@ -65,7 +65,7 @@ def _levels(change: Change) -> str:
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page, byte for byte the same for the same two reports."""
-    from gradscope.report.charts import compared
+    from gradscope.report.curves import compared
     from gradscope.report.page import render_page
     from gradscope.report.svg import inline_svg
 

@@ -216,12 +216,15 @@ def _rehearsals(report: Report) -> Iterator[RenderableType]:
 def _candidates(report: Report) -> Iterator[RenderableType]:
     tried = report.recommendation.candidates if report.recommendation else ()
     if tried:
-        table = plain_table(("max_norm", "right"), "From", ("Loss at the end", "right"), ("Clips", "right"), "")
+        table = plain_table(
+            ("max_norm", "right"), "From", ("Steps", "right"), ("Loss at the end", "right"), ("Clips", "right"), ""
+        )
         for candidate in tried:
             limit = "no clipping" if candidate.max_norm is None else number(candidate.max_norm)
             loss = "✖ diverged" if candidate.diverged else number(candidate.loss)
             chosen = "chosen" if candidate.chosen else ""
-            values = (limit, visible(candidate.origin), loss, share(candidate.clipped_fraction), chosen)
+            steps = str(candidate.steps or "–")
+            values = (limit, visible(candidate.origin), steps, loss, share(candidate.clipped_fraction), chosen)
             table.add_row(*(Text(value) for value in values), style="bold" if candidate.chosen else "")
         yield heading("Thresholds tried")
         yield _indent(table)
