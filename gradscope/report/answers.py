@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -48,7 +49,7 @@ def explosion(report: Report) -> Answer:
         "will-explode": "Yes, later: it explodes if trained as planned",
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate",
         "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
-        "unknown": "Not known from these steps",
+        "unknown": "Not in the recorded steps; later is not known" if enough(report.run) else "Not known from these steps",
     }[verdict.verdict]
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
@@ -73,7 +74,7 @@ def layer(report: Report) -> Answer:
             return _named(question, finding.subject, finding.message, finding.advice)
     reason = unranked(report)
     if reason:
-        return Answer(question, "Not known", _sentences((reason,)))
+        return Answer(question, "Not known", _sentences((reason, "measure them with: gradscope analyze")))
     return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
 
 

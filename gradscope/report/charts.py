@@ -55,7 +55,7 @@ def draw(chart: Chart, report: Report) -> Figure | None:
 def global_norm(report: Report) -> Figure | None:
     """Global norm over the steps, with the percentiles, the threshold, the candidates and the one in use."""
     run = report.run
-    if not len(run.step):
+    if not (np.isfinite(run.global_norm) & (run.global_norm > 0)).any():
         return None
     starts = bins(len(run.step), columns_for(len(run.step)))
     usable = np.where(np.isfinite(run.global_norm), run.global_norm, np.nan)
@@ -90,7 +90,7 @@ def _mark(axis: Any, run: Run, starts: Any) -> None:
 
 
 def _loss_panel(axis: Any, at: Any, loss: Any) -> None:
-    axis.plot(at, loss, color=GREEN, linewidth=1.3)
+    axis.plot(at, loss, color=GREEN, linewidth=1.3, marker="o" if len(at) < 60 else None, markersize=2.5)
     axis.set_ylabel("loss")
     if np.nanmin(loss) > 0 and np.nanmax(loss) / np.nanmin(loss) > 10:
         log_axis(axis, loss)
@@ -148,7 +148,7 @@ def heatmap(report: Report) -> Figure | None:
 def depth(report: Report) -> Figure | None:
     """Median gradient norm and gains along the forward order, the layer most at risk marked."""
     cells, run = report.cells, report.run
-    if np.isfinite(cells.median).sum() < 2:
+    if (cells.maximum > 0).sum() < 2:
         return None
     gains = [
         (name, _gain(run, probe))

@@ -44,6 +44,8 @@ def _parts(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableTyp
 
 def _layers(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableType]:
     if not comparison.layers:
+        yield heading("Layers")
+        yield Text("No layer changed its level, nor its median gradient norm by more than 1 %.")
         return
     yield heading("Layers that changed most: median gradient norm and level")
     name_width = terminal.width and max(12, terminal.width - 52)
@@ -53,7 +55,7 @@ def _layers(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableTy
         table.add_row(*(Text(value) for value in (*values, times(change.factor), _levels(change))))
     yield table
     if comparison.unchanged:
-        yield Text(f"… and {plural(comparison.unchanged, 'more layer')}")
+        yield Text(f"… and {plural(comparison.unchanged, 'more layer')} changed less, or not at all")
 
 
 def _levels(change: Change) -> str:

@@ -89,7 +89,7 @@ def heading(text: str) -> Text:
 def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
     yield _title(report)
     yield _answers(report)
-    yield from _paste(report)
+    yield from _paste(report, terminal)
     yield from _norms(report, terminal)
     yield from _findings(report)
     yield from _layers(report, terminal)
@@ -120,11 +120,15 @@ def _answer(answer: Answer) -> Group:
     return Group(Text(answer.answer, style="bold"), *(Text(line) for line in answer.details))
 
 
-def _paste(report: Report) -> Iterator[RenderableType]:
+def _paste(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
+    """The line to paste; where it does not fit, its remark goes above it, so that both lines can be pasted."""
     line = paste_line(report)
     if line:
+        code, mark, remark = line.partition("  # ")
+        fits = terminal.width is None or len(line) + 2 <= terminal.width
         yield Text("Paste")
-        yield Text(f"  {line}", style="bold", overflow="fold", no_wrap=False)
+        for part in (line,) if fits or not mark else (f"# {remark}", code):
+            yield Text(f"  {part}", style="bold", overflow="fold", no_wrap=False)
 
 
 def _norms(report: Report, terminal: Terminal) -> Iterator[RenderableType]:

@@ -106,10 +106,10 @@ def _explanation(code: str) -> str:
 
 def _layers(report: Report) -> list[dict[str, Any]]:
     limits = {own.layer: own.max_norm for own in report.recommendation.layers} if report.recommendation else {}
-    unmeasured = report.run.header.unmeasured
+    unmeasured, judged = report.run.header.unmeasured, unranked(report) is None
     rows = []
     for row in layer_rows(report):
-        why = [without_subject(row.message, row.name), row.advice if row.level != "low" else ""]
+        why = [without_subject(row.message, row.name), row.advice if row.level != "low" else ""] if judged else []
         why.append(f"Not probed: {unmeasured[row.name]}." if row.name in unmeasured else "")
         rows.append(
             vars(row)
