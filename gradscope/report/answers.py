@@ -49,7 +49,9 @@ def explosion(report: Report) -> Answer:
         "will-explode": "Yes, later: it explodes if trained as planned",
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate",
         "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
-        "unknown": "Not in the recorded steps; later is not known" if enough(report.run) else "Not known from these steps",
+        "unknown": "Not in the recorded steps; later is not known"
+        if enough(report.run)
+        else "Not known from these steps",
     }[verdict.verdict]
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,3 +163,16 @@ def test_compare(recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "fc1" in result.out
     assert gradscope(capsys, "compare", recorded.id, str(other.path), "-o", "both.html").code == 0
     assert (here / "both.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", [("recommend", "--per-layer"), ("show",), ("explain", "GS302")])
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
+def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, command: Any, encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gradscope", *command, *([] if command[0] == "explain" else [str(recorded.path)])],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"},
+        check=True,
+    )
+    assert done.stdout.decode(encoding)
+    assert b"\\u" not in done.stdout
