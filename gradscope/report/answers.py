@@ -34,6 +34,13 @@ class Answer:
     details: tuple[str, ...]
 
 
+def title(report: Report) -> tuple[str, str]:
+    """The sign and the word of the verdict."""
+    verdict = report.diagnosis.verdict.verdict
+    symbol, _, word = TITLES[verdict]
+    return symbol, "no explosion so far" if verdict == "unknown" and enough(report.run) else word
+
+
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
     """Will it explode · which layer · which threshold · how sure, in this order."""
     return explosion(report), layer(report), threshold(report), sureness(report)
@@ -74,21 +81,13 @@ def layer(report: Report) -> Answer:
     for finding in report.diagnosis.findings:
         if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
             return _named(question, finding.subject, finding.message, finding.advice)
-    reason = unranked(report)
-    if reason:
-        return Answer(question, "Not known", _sentences((reason, "measure them with: gradscope analyze")))
+    if report.unranked:
+        return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
     return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
 
 
 def _named(question: str, name: str, message: str, advice: str) -> Answer:
     return Answer(question, visible(name), _sentences((without_subject(message, name), advice)))
-
-
-def unranked(report: Report) -> str | None:
-    """Why the layers of this run could not be ranked, if they could not."""
-    if any(risk.level != "low" for risk in report.diagnosis.layers):
-        return None
-    return next((unable.reason for unable in report.diagnosis.unable if unable.code == "GS301"), None)
 
 
 def without_subject(message: str, subject: str | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.report.answers import TITLES, answers
+from gradscope.report.answers import answers, title
 from gradscope.report.model import Report
 from gradscope.report.terminal import PIPE, Terminal
 from gradscope.report.text import number, plural, share
@@ -70,7 +70,7 @@ def compare_html(a: Report, b: Report) -> str:
 
 def _answers(a: Report, b: Report) -> list[tuple[str, str, str]]:
     pairs = zip(answers(a), answers(b), strict=True)
-    words = ("Verdict", *(TITLES[report.diagnosis.verdict.verdict][2] for report in (a, b)))
+    words = ("Verdict", *(title(report)[1] for report in (a, b)))
     return [words, *((first.question, first.answer, second.answer) for first, second in pairs)]  # type: ignore[list-item]
 
 

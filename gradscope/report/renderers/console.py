@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.diagnosis.model import Finding
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, without_subject
+from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, without_subject
 from gradscope.report.model import Remedy, Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
@@ -102,7 +102,7 @@ def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
 
 def _title(report: Report) -> Text:
     verdict, header = report.diagnosis.verdict.verdict, report.run.header
-    symbol, _, word = TITLES[verdict]
+    symbol, word = title(report)
     planned = f" of {header.plan.total_steps:,} planned" if header.plan.total_steps else ""
     told = f"  {visible(header.name)}: {plural(len(report.run.step), 'step')} recorded{planned}"
     return Text.assemble((f"{symbol} {word.upper()}", STYLES[verdict]), told, overflow="fold")
@@ -167,7 +167,9 @@ def _layers(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
         return
     shown = [row for row in rows[:MOST_LAYERS] if row.place <= SHOWN_LAYERS or row.level not in ("low", None)]
     wide = (terminal.width or WIDE) >= WIDE
-    yield heading("Layers, most at risk first")
+    yield heading("Layers" if report.unranked else "Layers, most at risk first")
+    if report.unranked:
+        yield Text(f"Not ranked: {report.unranked}.")
     yield _layer_table(shown, terminal, wide)
     if len(shown) < len(rows):
         yield Text(f"  … and {plural(len(rows) - len(shown), 'more layer')}, in the page and in the CSV")

@@ -13,7 +13,7 @@ from gradscope.diagnosis.model import Finding
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Threshold
 from gradscope.report import charts
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, answers, interval, name_of, unranked, without_subject
+from gradscope.report.answers import LEVELS, SEVERITIES, answers, interval, name_of, title, without_subject
 from gradscope.report.facts import environment, measured
 from gradscope.report.heatmap import make_heatmap
 from gradscope.report.model import Report
@@ -35,7 +35,7 @@ COLUMNS = (
 def render(report: Report) -> str:
     """The page, byte for byte the same for the same report."""
     run, heat = report.run, make_heatmap(report)
-    symbol, _, word = TITLES[report.diagnosis.verdict.verdict]
+    symbol, word = title(report)
     return render_page(
         "report.html.j2",
         verdict={"verdict": report.diagnosis.verdict.verdict, "symbol": symbol, "word": word},
@@ -59,7 +59,7 @@ def render(report: Report) -> str:
         candidates=report.recommendation.candidates if report.recommendation else (),
         remedies=report.remedies,
         layers=_layers(report),
-        unranked=unranked(report),
+        unranked=report.unranked,
         columns=COLUMNS,
         environment=environment(report),
         **_slider(report),
@@ -106,10 +106,10 @@ def _explanation(code: str) -> str:
 
 def _layers(report: Report) -> list[dict[str, Any]]:
     limits = {own.layer: own.max_norm for own in report.recommendation.layers} if report.recommendation else {}
-    unmeasured, judged = report.run.header.unmeasured, unranked(report) is None
+    unmeasured = report.run.header.unmeasured
     rows = []
     for row in layer_rows(report):
-        why = [without_subject(row.message, row.name), row.advice if row.level != "low" else ""] if judged else []
+        why = [without_subject(row.message, row.name), row.advice if row.level != "low" else ""]
         why.append(f"Not probed: {unmeasured[row.name]}." if row.name in unmeasured else "")
         rows.append(
             vars(row)
