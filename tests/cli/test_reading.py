@@ -165,6 +165,18 @@ def test_compare(recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]) 
     assert (here / "both.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
+def test_report_sets_two_runs_side_by_side_in_the_order_asked(
+    recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(here / ".gradscope" / "runs", NORMS, name="the-other")
+    assert gradscope(capsys, "report", "--compare", recorded.id, other.id, "-o", "both.html").code == 0
+    page = Path("both.html").read_text()
+    assert page.index("A: <bdi>handmade") < page.index("B: <bdi>the-other")
+    refused = gradscope(capsys, "report", recorded.id, "--compare", recorded.id, other.id)
+    assert refused.code == 2
+    assert "RUN or --compare A B, not both" in refused.err
+
+
 @pytest.mark.parametrize("command", [("recommend", "--per-layer"), ("show",), ("explain", "GS302")])
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
 def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, command: Any, encoding: str) -> None:
