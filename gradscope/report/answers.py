@@ -72,22 +72,25 @@ def rehearsed(report: Report) -> bool:
 
 def layer(report: Report) -> Answer:
     """The layer most at risk; where none stands out, the one that a finding accuses."""
-    question, ranked = "Which layer?", report.diagnosis.layers
+    question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
+    if found:
+        return Answer(question, visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
     if not ranked:
         return Answer(question, "No layer was measured", ())
-    top = ranked[0]
-    if top.level != "low":
-        return _named(question, top.name, top.message, top.advice)
-    for finding in report.diagnosis.findings:
-        if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
-            return _named(question, finding.subject, finding.message, finding.advice)
     if report.unranked:
         return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
-    return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
+    return Answer(question, "None stands out", (f"Nearest to it is {visible(ranked[0].name)}.",))
 
 
-def _named(question: str, name: str, message: str, advice: str) -> Answer:
-    return Answer(question, visible(name), _sentences((without_subject(message, name), advice)))
+def accused(report: Report) -> tuple[str, str, str] | None:
+    """The layer to look at first, what was seen in it, and what to do; None where there is none."""
+    ranked = report.diagnosis.layers
+    if ranked and ranked[0].level != "low":
+        return ranked[0].name, ranked[0].message, ranked[0].advice
+    for finding in report.diagnosis.findings:
+        if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
+            return finding.subject, finding.message, finding.advice
+    return None
 
 
 def without_subject(message: str, subject: str | None) -> str:

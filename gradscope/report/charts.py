@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradscope.report.answers import accused
 from gradscope.report.curves import candidates, rehearsals, remedies, time_profile
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -177,10 +178,10 @@ def depth(report: Report) -> Figure | None:
 
 
 def culprit(report: Report) -> int | None:
-    """The forward place of the layer most at risk, if its level is not low."""
-    ranked = report.diagnosis.layers
+    """The forward place of the layer to look at first."""
+    found = accused(report)
     names = [layer.name for layer in report.run.layers]
-    return names.index(ranked[0].name) if ranked and ranked[0].level != "low" and ranked[0].name in names else None
+    return names.index(found[0]) if found and found[0] in names else None
 
 
 def _mark_culprit(axis: Any, report: Report, *, named: bool) -> None:
