@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.runs.schema import Header
-from gradscope.runs.stream import Rows
+
+if TYPE_CHECKING:
+    from gradscope.runs.stream import Rows
 
 Floats = NDArray[np.float64]
 BLOCK_VALUES = 1 << 18
