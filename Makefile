@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint samples clean
+.PHONY: demo test lint samples screenshots clean
 
 demo: .venv/samples
 	$(BIN)/gradscope analyze sample_runs/deep_transformer.py --html report.html
@@ -19,6 +19,9 @@ lint: .venv/test
 samples: .venv/samples
 	$(BIN)/python sample_runs/record.py
 
+screenshots: .venv/test
+	$(BIN)/python -m tests.browser.screenshots screenshots $(ARGS)
+
 .venv/samples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e ".[samples]"
@@ -30,4 +33,4 @@ samples: .venv/samples
 	touch $@ .venv/samples
 
 clean:
-	rm -rf .venv report.html
+	rm -rf .venv report.html screenshots

@@ -17,8 +17,9 @@ def compare_command(first: RunOne, second: RunTwo, output: OutputOption = None) 
     """Compare two runs: verdicts, thresholds, norms, the layers that changed most."""
     from gradscope.report.build import build_report
     from gradscope.report.compare import compare_html, compare_text
-    from gradscope.report.terminal import terminal_of
+    from gradscope.report.terminal import PIPE, terminal_of
 
     a, b = build_report(load(first)), build_report(load(second))
-    page = output is not None and output.suffix == ".html"
-    emit(compare_html(a, b) if page else compare_text(a, b, terminal_of(sys.stdout)), output)
+    page = output is not None and output.suffix in (".html", ".htm")
+    terminal = terminal_of(sys.stdout) if output is None else PIPE
+    emit(compare_html(a, b) if page else compare_text(a, b, terminal), output)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.options import emit
+
 
 def explain_command(
     code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as GS201, or a name.")],
@@ -13,4 +15,4 @@ def explain_command(
     """Explain a rule: what it detects, how it decides, what to do."""
     from gradscope.diagnosis.explain import explain
 
-    typer.echo(explain(code))
+    emit(explain(code), None)

@@ -51,13 +51,24 @@ def emit(text: str, output: Path | None) -> None:
         UsageError: the file cannot be written.
     """
     if output is None:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.write(showable(text if text.endswith("\n") else text + "\n"))
         return
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
     tell(f"wrote {output}")
+
+
+def showable(text: str) -> str:
+    """A text as stdout can write it: where its encoding lacks a sign, in plain ones."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        from gradscope.report.renderers.console import ascii_only
+
+        return ascii_only(text)
+    return text
 
 
 def tell(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def recommend_command(
     if verify:
         recorded = _verified(recorded, tuple(percentiles or [95.0]), seconds(budget))
     answer = recommend(recorded, percentiles or None, by=by, per_layer=per_layer)  # type: ignore[arg-type]  # checked above
-    emit(_text(answer, quiet, framework, _format(output_format, output)), output)
+    emit(_text(answer, quiet, framework, _format(output_format, output), to_terminal=output is None), output)
     if not quiet:
         tell(f"from {recorded.path}")
 
@@ -73,8 +74,9 @@ def _format(chosen: str | None, output: Path | None) -> str:
     return name
 
 
-def _text(answer: Recommendation, quiet: bool, framework: str | None, output_format: str) -> str:
+def _text(answer: Recommendation, quiet: bool, framework: str | None, output_format: str, *, to_terminal: bool) -> str:
     from gradscope.report.renderers.recommendation import render_recommendation
+    from gradscope.report.terminal import PIPE, terminal_of
     from gradscope.runs.schema import to_json
 
     if framework:
@@ -85,4 +87,4 @@ def _text(answer: Recommendation, quiet: bool, framework: str | None, output_for
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"
     if output_format == "json":
         return json.dumps(to_json(answer), indent=1)
-    return render_recommendation(answer)
+    return render_recommendation(answer, terminal_of(sys.stdout) if to_terminal else PIPE)

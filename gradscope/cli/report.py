@@ -10,6 +10,7 @@ import typer
 
 from gradscope.cli.options import FormatOption, RunArgument, emit, load, tell
 from gradscope.cli.show import rendered
+from gradscope.errors import UsageError
 
 
 def report_command(
@@ -17,24 +18,27 @@ def report_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="report.html, .json, .md, …")] = Path("report.html"),
     output_format: FormatOption = None,
     figures: Annotated[Path | None, typer.Option("--figures", help="Write the figures to this folder instead.")] = None,
-    compare: Annotated[str | None, typer.Option("--compare", help="A second run, side by side.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option("--compare", metavar="A B", help="Two runs side by side instead.")
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write the report of a run to a file: a page by default."""
     from gradscope.report.build import build_report
 
-    report = build_report(load(run))
-    if figures is not None:
-        from gradscope.report.figures import save_figures
-
-        for path in save_figures(report, figures, output_format or "svg"):
-            tell(f"wrote {path}")
-        return
     if compare is not None:
         from gradscope.report.compare import compare_html
 
-        emit(compare_html(report, build_report(load(compare))), output)
+        if run is not None:
+            raise UsageError(f"report takes RUN or --compare A B, not both: {run!r} is too many")
+        emit(compare_html(*(build_report(load(one)) for one in compare)), output)
+    elif figures is not None:
+        from gradscope.report.figures import save_figures
+
+        for path in save_figures(build_report(load(run)), figures, output_format or "svg"):
+            tell(f"wrote {path}")
+        return
     else:
-        emit(rendered(report, output_format, output), output)
+        emit(rendered(build_report(load(run)), output_format, output), output)
     if open_page:
         webbrowser.open(output.resolve().as_uri())

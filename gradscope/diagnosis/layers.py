@@ -143,7 +143,8 @@ def _crowd(decades: Floats, i: int) -> float:
 
 def _gradient_shares(run: Run) -> Floats:
     """(L,): the median share of each layer in the squared gradient norm, over at most 4096 steps evenly spread."""
-    rows = run.layer_grad_norm[:: max(1, len(run.step) // SAMPLED)]
+    sampled = min(SAMPLED, len(run.step))
+    rows = run.of_layers(run.norms[np.arange(sampled) * len(run.step) // max(1, sampled)])
     squares = np.where(np.isfinite(rows), rows, 0.0) ** 2
     total = squares.sum(axis=1, keepdims=True)
     shares: Floats = np.divide(squares, total, out=np.zeros_like(squares), where=total > 0)

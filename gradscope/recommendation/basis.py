@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,13 @@ from gradscope.diagnosis.series import Bools, count, number, read_at, unscaled_n
 from gradscope.diagnosis.window import Explosion, explosion
 from gradscope.errors import NothingMeasuredError
 from gradscope.recommendation.model import By
-from gradscope.runs.run import Floats, Run
+from gradscope.runs.run import Floats, Layer, Run
 
 SKIPPED, NONFINITE, ABSENT = "skipped by the gradient scaler", "nonfinite norm", "no norm recorded"
 ZERO, EXPLODED = "zero gradient", "after the explosion began"
+
+HELD = 1 << 23
+"""Norms of single layers in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,28 @@ def step_sizes(run: Run, by: By) -> Floats:
     """(T,): the global norm of each step, or its largest |gradient| for `by="value"`, with the loss scale divided out."""
     if by == "norm":
         return unscaled_norms(run)
-    peaks = np.where(np.isnan(run.grad_max), -np.inf, run.grad_max.astype(float)).max(axis=1, initial=-np.inf)
-    peaks = np.where(np.isneginf(peaks), np.nan, peaks)
-    return np.asarray(peaks * _per_unit(run))
+    peaks = [np.fmax.reduce(run.peaks[rows], axis=1, initial=-np.inf) for rows in run.blocks()]
+    largest = np.concatenate([np.zeros(0), *peaks])
+    return np.asarray(np.where(np.isneginf(largest), np.nan, largest) * _per_unit(run))
 
 
-def layer_sizes(run: Run, by: By) -> Floats:
-    """(T, L): the same for each layer alone."""
-    per_unit = _per_unit(run)[:, None]
+def layer_sizes(run: Run, by: By, rows: NDArray[np.int64]) -> Iterator[tuple[Layer, Floats]]:
+    """Each layer with the same for it alone at some rows. Few layers are held at a time, so as to read long runs."""
+    width = max(1, HELD // max(1, len(rows)))
+    for first in range(0, len(run.layers), width):
+        group = slice(first, first + width)
+        sizes = np.empty((len(run.layers[group]), len(rows)))
+        done = 0
+        for block in run.blocks(rows):
+            sizes[:, done : done + len(block)] = _of_layers(run, by, block, group).T
+            done += len(block)
+        yield from zip(run.layers[group], sizes * _per_unit(run)[rows], strict=True)
+
+
+def _of_layers(run: Run, by: By, rows: NDArray[np.int64], group: slice) -> Floats:
     if by == "norm":
-        return np.asarray(run.layer_grad_norm * per_unit)
-    peaks = np.where(np.isnan(run.grad_max), -np.inf, run.grad_max.astype(float))
-    columns = [peaks[:, list(layer.parameters)].max(axis=1) for layer in run.layers]
-    return np.asarray(np.stack(columns, axis=1) * per_unit)
+        return run.of_layers(run.norms[rows], group)
+    return run.by_layer(np.fmax, run.peaks[rows], group)
 
 
 def choose_basis(run: Run, by: By) -> Basis:

@@ -150,9 +150,8 @@ def _without(tried: tuple[Candidate, ...]) -> str:
 
 
 def _layers(basis: Basis, percentile: float, by: By) -> tuple[LayerThreshold, ...]:
-    sizes = layer_sizes(basis.run, by)[basis.rows]
     found = []
-    for layer, column in zip(basis.run.layers, sizes.T, strict=True):
+    for layer, column in layer_sizes(basis.run, by, basis.rows):
         kept = column[np.isfinite(column) & (column > 0)]
         if len(kept):
             limit = percentile_of(kept, percentile)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
+from gradscope.report.facts import in_use
 from gradscope.report.model import Report
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
@@ -18,6 +20,8 @@ TITLES = {
     "unknown": ("?", "?", "not known"),
 }
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
+ACCUSING = ("GS101", "GS302")
+"""Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
 
 
@@ -28,6 +32,13 @@ class Answer:
     question: str
     answer: str
     details: tuple[str, ...]
+
+
+def title(report: Report) -> tuple[str, str]:
+    """The sign and the word of the verdict."""
+    verdict = report.diagnosis.verdict.verdict
+    symbol, _, word = TITLES[verdict]
+    return symbol, "no explosion so far" if verdict == "unknown" and enough(report.run) else word
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
@@ -45,9 +56,13 @@ def explosion(report: Report) -> Answer:
         "will-explode": "Yes, later: it explodes if trained as planned",
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate",
         "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
-        "unknown": "Not known from these steps",
+        "unknown": "Not in the recorded steps; later is not known"
+        if enough(report.run)
+        else "Not known from these steps",
     }[verdict.verdict]
-    return Answer("Will it explode?", head, _sentences(verdict.reasons))
+    best = next((remedy for remedy in report.remedies if remedy.best), None)
+    remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
+    return Answer("Will it explode?", head, _sentences((*verdict.reasons, remedy)))
 
 
 def rehearsed(report: Report) -> bool:
@@ -56,15 +71,26 @@ def rehearsed(report: Report) -> bool:
 
 
 def layer(report: Report) -> Answer:
-    """The layer most at risk."""
-    question, ranked = "Which layer?", report.diagnosis.layers
+    """The layer most at risk; where none stands out, the one that a finding accuses."""
+    question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
+    if found:
+        return Answer(question, visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
     if not ranked:
         return Answer(question, "No layer was measured", ())
-    top = ranked[0]
-    if top.level == "low":
-        return Answer(question, "None stands out", (f"Nearest to it is {visible(top.name)}.",))
-    message = without_subject(top.message, top.name)
-    return Answer(question, visible(top.name), _sentences((message, top.advice)))
+    if report.unranked:
+        return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
+    return Answer(question, "None stands out", (f"Nearest to it is {visible(ranked[0].name)}.",))
+
+
+def accused(report: Report) -> tuple[str, str, str] | None:
+    """The layer to look at first, what was seen in it, and what to do; None where there is none."""
+    ranked = report.diagnosis.layers
+    if ranked and ranked[0].level != "low":
+        return ranked[0].name, ranked[0].message, ranked[0].advice
+    for finding in report.diagnosis.findings:
+        if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
+            return finding.subject, finding.message, finding.advice
+    return None
 
 
 def without_subject(message: str, subject: str | None) -> str:
@@ -82,7 +108,9 @@ def threshold(report: Report) -> Answer:
         return Answer(question, "None: no gradient norm was measured", ())
     if recommendation.max_norm is None:
         return Answer(question, "Do not clip", _sentences((recommendation.reason,)))
-    return Answer(question, f"{name_of(recommendation)} = {number(recommendation.max_norm)}", _evidence(recommendation))
+    head = f"{name_of(recommendation)} = {number(recommendation.max_norm)}"
+    today = in_use(report.run)
+    return Answer(question, head, (*_evidence(recommendation), *([f"In use today: {number(today)}."] if today else [])))
 
 
 def name_of(recommendation: Recommendation) -> str:
@@ -91,16 +119,9 @@ def name_of(recommendation: Recommendation) -> str:
 
 
 def _evidence(recommendation: Recommendation) -> tuple[str, ...]:
-    asked = recommendation.thresholds[0] if recommendation.thresholds else None
-    clips = f"{recommendation.mode}: clips {share(recommendation.clipped_fraction)} of the steps"
     kept = recommendation.mean_retained_step
-    lines = [
-        recommendation.reason,
-        clips + (f", keeps {share(kept)} of the step on average" if kept is not None else ""),
-    ]
-    if asked is not None:
-        lines.append(describe(asked))
-    return _sentences(lines)
+    keeps = "" if kept is None else f"a {recommendation.mode}: it keeps {share(kept)} of the average step"
+    return _sentences((recommendation.reason, keeps))
 
 
 def describe(asked: Threshold) -> str:
@@ -124,15 +145,22 @@ def sureness(report: Report) -> Answer:
     """What the answers rest on, and whether the threshold was tried."""
     recommendation, question = report.recommendation, "How sure?"
     tried = len(trials(report.run, "rehearsal"))
-    ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else "not rehearsed: a window alone cannot foresee"
+    seen = report.diagnosis.verdict.verdict == "exploding"
+    missing = "" if seen else "not rehearsed: a window alone cannot foresee"
+    ahead = f"rehearsed ahead {plural(tried, 'time')}" if tried else missing
     if recommendation is None:
         return Answer(question, "Nothing was measured", _sentences((ahead,)))
     head = "Threshold tried and held" if recommendation.verified else "Threshold not tried"
     if recommendation.max_norm is None:
         head = "Training without clipping was tried" if recommendation.verified else "Not tried"
-    basis = f"from {plural(recommendation.steps_used, 'step')}: {recommendation.basis}"
-    left = ", ".join(f"{count} {reason}" for reason, count in recommendation.excluded.items() if count)
-    return Answer(question, head, _sentences((ahead, basis, left and f"left out: {left}")))
+    asked = recommendation.thresholds[0] if recommendation.thresholds else None
+    rests = f"from {recommendation.basis}"
+    left = ", ".join(
+        f"{plural(count, 'step')} ({reason})" for reason, count in recommendation.excluded.items() if count
+    )
+    return Answer(
+        question, head, _sentences((ahead, rests, left and f"left out: {left}", describe(asked) if asked else ""))
+    )
 
 
 def _sentences(lines: Iterable[str]) -> tuple[str, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 from gradscope.report.pool import bins, columns_for
 from gradscope.runs.run import Run
 
-CHUNK_VALUES = 1 << 21
 SAMPLED_STEPS = 4096
 
 
@@ -45,16 +42,16 @@ def make_cells(run: Run) -> Cells:
     """Pool the gradient norms of `run`."""
     steps, layers = len(run.step), len(run.layers)
     starts = bins(steps, columns_for(steps, layers))
-    place = np.searchsorted(starts, np.arange(steps), side="right") - 1
     norm = np.full((len(starts), layers), np.nan)
     bad = np.zeros((len(starts), layers), bool)
     bad_steps = np.zeros(layers, np.int64)
     final = np.full(layers, np.nan)
-    for rows, values, wrong in _chunks(run):
-        for column in np.unique(place[rows]):
-            inside = place[rows] == column
-            norm[column] = np.fmax(norm[column], np.fmax.reduce(values[inside]))
-            bad[column] |= wrong[inside].any(axis=0)
+    expected = _expected(run)
+    for rows in run.blocks():
+        values, wrong = _layers_of(run, rows, expected)
+        column, inside = _columns(starts, rows)
+        norm[column] = np.fmax(norm[column], np.fmax.reduceat(values, inside))
+        bad[column] |= np.logical_or.reduceat(wrong, inside)
         bad_steps += wrong.sum(axis=0)
         final = values[-1]
     ends = np.append(starts[1:], steps) - 1
@@ -71,53 +68,40 @@ def make_cells(run: Run) -> Cells:
     )
 
 
-def _chunks(run: Run) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.bool_]]]:
-    """(rows, finite layer norms, whether nonfinite), both (rows, L)."""
-    expected = _expected(run)
-    for rows in _slices(run):
-        yield rows, *_layers_of(run, run.grad_norm[rows], run.nonfinite[rows] > 0, expected)
-
-
-def _slices(run: Run) -> Iterator[slice]:
-    size = max(1, CHUNK_VALUES // max(1, run.grad_norm.shape[1]))
-    for start in range(0, len(run.step), size):
-        yield slice(start, min(start + size, len(run.step)))
+def _columns(starts: NDArray[np.intp], rows: NDArray[np.int64]) -> tuple[slice, NDArray[np.intp]]:
+    """The columns that neighbouring rows belong to, and where among the rows each begins."""
+    first, last = np.searchsorted(starts, rows[[0, -1]], side="right") - 1
+    inside = np.maximum(starts[first : last + 1] - rows[0], 0)
+    return slice(int(first), int(last) + 1), inside
 
 
 def _expected(run: Run) -> NDArray[np.bool_]:
     """(P,): whether a NaN on a step with nonfinite gradients is one of them, not the mark of a missing gradient."""
-    seen = np.zeros(run.grad_norm.shape[1], bool)
-    for rows in _slices(run):
-        seen |= (~np.isnan(run.grad_norm[rows])).any(axis=0)
+    seen = run.ever(lambda norms: ~np.isnan(norms))
     trainable = np.asarray([p.trainable for p in run.header.parameters], bool)
     return seen | trainable if not seen.any() else seen
 
 
 def _layers_of(
-    run: Run, own: NDArray[np.float32], step_bad: NDArray[np.bool_], expected: NDArray[np.bool_]
+    run: Run, rows: NDArray[np.int64], expected: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    if not run.layers:
-        return np.zeros((len(own), 0)), np.zeros((len(own), 0), bool)
-    order = np.concatenate([layer.parameters for layer in run.layers]).astype(int)
-    starts = np.cumsum([0, *(len(layer.parameters) for layer in run.layers[:-1])])
+    """(n, L): the finite norms of the layers, and whether one of their parameters is nonfinite."""
+    own = run.norms[rows]
     finite = np.isfinite(own)
-    wrong = np.isinf(own) | (np.isnan(own) & step_bad[:, None] & expected)
-    squares = np.where(finite, own, 0).astype(np.float64) ** 2
-    total = np.sqrt(np.add.reduceat(squares[:, order], starts, axis=1))
-    total[~_any(finite[:, order], starts)] = np.nan
-    return total, _any(wrong[:, order], starts)
-
-
-def _any(flags: NDArray[np.bool_], starts: Any) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = np.logical_or.reduceat(flags, starts, axis=1)
-    return result
+    if finite.all():
+        return run.of_layers(own), np.zeros((len(own), len(run.layers)), bool)
+    wrong = np.isinf(own) | (np.isnan(own) & (run.nonfinite[rows] > 0)[:, None] & expected)
+    return run.of_layers(np.where(finite, own, np.nan)), run.by_layer(np.logical_or, wrong)
 
 
 def _median(run: Run) -> NDArray[np.float64]:
+    """(L,): over a sample of the steps."""
     rows = bins(len(run.step), SAMPLED_STEPS)
-    step_bad = run.nonfinite[rows] > 0
-    values, _ = _layers_of(run, run.grad_norm[rows], step_bad, np.ones(run.grad_norm.shape[1], bool))
-    median = np.full(values.shape[1], np.nan)
-    known = ~np.isnan(values).all(axis=0) if len(values) else np.zeros(values.shape[1], bool)
-    median[known] = np.nanmedian(values[:, known], axis=0) if known.any() else median[known]
+    median = np.full(len(run.layers), np.nan)
+    if not len(rows):
+        return median
+    own = run.norms[rows]
+    values = run.of_layers(np.where(np.isfinite(own), own, np.nan))
+    known = ~np.isnan(values).all(axis=0)
+    median[known] = np.nanmedian(values[:, known], axis=0, overwrite_input=True) if known.any() else median[known]
     return median

@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradscope.report.answers import accused
+from gradscope.report.curves import candidates, rehearsals, remedies, time_profile
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
+from gradscope.report.plotting import (
+    BLUE,
+    DASHES,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    log_axis,
+    new_figure,
+    plain_number,
+    right_labels,
+    style,
+)
 from gradscope.report.pool import bins, columns_for, pool_max
-from gradscope.report.rows import title_of, trials
 from gradscope.report.text import elide, number, visible
 from gradscope.runs.run import Run
 
-INK, GRID = "#1b1b1b", "#c8c8c8"
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, INK)
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (9, 3)))
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gradscope",
-    "text.parse_math": False,
-    "axes.formatter.use_mathtext": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "font.size": 11,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.dpi": 72,
-    "savefig.dpi": 200,
-}
-_DEFAULTS: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-WIDTH = 10.5
 BOXES = 30
+NAMED = 8
+"""Layers up to which each is named along the depth."""
 
 
 @dataclass(frozen=True)
@@ -58,77 +47,23 @@ class Chart:
     draw: Callable[[Report], Figure | None]
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The look of every figure; a name's missing glyph is no reason to warn."""
-    with matplotlib.rc_context({**_DEFAULTS, **STYLE}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", category=matplotlib.MatplotlibDeprecationWarning)
-        yield
-
-
 def draw(chart: Chart, report: Report) -> Figure | None:
     """The figure of one chart, in gradscope's style."""
     with style():
         return chart.draw(report)
 
 
-def _figure(height: float, rows: Sequence[float] = (1,)) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=list(rows))[:, 0]
-    for axis in axes:
-        axis.grid(True, axis="y")
-        axis.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    return figure, list(axes)
-
-
-def plain_number(value: float, _place: int | None = None) -> str:
-    """A tick as plain text: `0.001`, `20`, `1e-08`."""
-    return number(value)
-
-
-def log_axis(axis: Any, values: Any) -> None:
-    """A log axis with plain ticks, over the positive finite `values` and a little more."""
-    known = np.asarray(values, float)
-    known = known[np.isfinite(known) & (known > 0)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.1, 10.0)
-    if high / low < 10:
-        middle = np.sqrt(high) * np.sqrt(low)
-        low, high = min(low, middle / 3.2), max(high, middle * 3.2)
-    pad = (np.log10(high) - np.log10(low)) * 0.05
-    axis.set_yscale("log")
-    axis.set_ylim(max(10 ** (np.log10(low) - pad), 1e-320), min(10 ** (np.log10(high) + pad), 1e307))
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,), numticks=8))
-    axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def right_labels(axis: Any, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write (y, text, color) right of the axes, pushed apart so that none covers another."""
-    shown = [(y, text, color) for y, text, color in labels if np.isfinite(y)]
-    places = [axis.transAxes.inverted().transform(axis.transData.transform((0, y)))[1] for y, _, _ in shown]
-    gap, below = 15 / (72 * axis.figure.get_figheight() * 0.75), -1.0
-    spread = []
-    for place, (_, text, color) in sorted(zip(places, shown, strict=True), key=lambda item: item[0]):
-        below = max(float(np.clip(place, 0, 1)), below + gap)
-        spread.append((below, text, color))
-    over = max(0.0, below - 1.02)
-    for place, text, color in spread:
-        axis.text(1.01, place - over, text, color=color, transform=axis.transAxes, va="center", fontsize=10)
-
-
 def global_norm(report: Report) -> Figure | None:
     """Global norm over the steps, with the percentiles, the threshold, the candidates and the one in use."""
     run = report.run
-    if not len(run.step):
+    if not (np.isfinite(run.global_norm) & (run.global_norm > 0)).any():
         return None
     starts = bins(len(run.step), columns_for(len(run.step)))
     usable = np.where(np.isfinite(run.global_norm), run.global_norm, np.nan)
     norm, at = pool_max(usable, starts), run.step[starts]
     levels = _levels(report)
     has_loss = bool(np.isfinite(run.loss).any())
-    figure, axes = _figure(4.6 if has_loss else 3.2, (3, 1) if has_loss else (1,))
+    figure, axes = new_figure(4.6 if has_loss else 3.2, (3, 1) if has_loss else (1,))
     axis = axes[0]
     log_axis(axis, np.concatenate([norm, [y for y, *_ in levels]]))
     axis.plot(at, norm, color=BLUE, linewidth=1.4, marker="o" if len(at) < 60 else None, markersize=3)
@@ -156,7 +91,7 @@ def _mark(axis: Any, run: Run, starts: Any) -> None:
 
 
 def _loss_panel(axis: Any, at: Any, loss: Any) -> None:
-    axis.plot(at, loss, color=GREEN, linewidth=1.3)
+    axis.plot(at, loss, color=GREEN, linewidth=1.3, marker="o" if len(at) < 60 else None, markersize=2.5)
     axis.set_ylabel("loss")
     if np.nanmin(loss) > 0 and np.nanmax(loss) / np.nanmin(loss) > 10:
         log_axis(axis, loss)
@@ -170,8 +105,8 @@ def _levels(report: Report) -> list[tuple[float, str, str, Any]]:
     lines = [(rungs[p], f"p{p}  {number(rungs[p])}", INK, DASHES[2]) for p in (50, 95, 99) if rungs.get(p)]
     recommendation = report.recommendation
     if recommendation is not None and recommendation.by == "norm":
-        tried = [c for c in recommendation.candidates if c.max_norm and not c.chosen]
-        lines += [(c.max_norm or 0, f"tried {number(c.max_norm)}", PURPLE, DASHES[1]) for c in tried]
+        tried = {c.max_norm for c in recommendation.candidates if c.max_norm} - {recommendation.max_norm}
+        lines += [(limit, f"tried {number(limit)}", PURPLE, DASHES[1]) for limit in sorted(tried)]
         if recommendation.max_norm:
             lines += [(recommendation.max_norm, f"max_norm {number(recommendation.max_norm)}", ORANGE, DASHES[0])]
     if in_use(report.run):
@@ -187,7 +122,7 @@ def heatmap(report: Report) -> Figure | None:
     with np.errstate(divide="ignore"):
         values = np.log10(np.where(cells.norm > 0, cells.norm, np.nan))
     count = len(values)
-    figure, (axis,) = _figure(min(12.0, max(2.2, 0.24 * count + 1)))
+    figure, (axis,) = new_figure(min(12.0, max(2.2, 0.24 * count + 1)))
     axis.grid(False)
     axis.set_facecolor(GRID)
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 1)
@@ -214,14 +149,14 @@ def heatmap(report: Report) -> Figure | None:
 def depth(report: Report) -> Figure | None:
     """Median gradient norm and gains along the forward order, the layer most at risk marked."""
     cells, run = report.cells, report.run
-    if np.isfinite(cells.median).sum() < 2:
+    if (cells.maximum > 0).sum() < 2:
         return None
     gains = [
         (name, _gain(run, probe))
         for name, probe in (("forward gain", "forward_gain"), ("backward gain", "backward_gain"))
     ]
     gains = [(name, values) for name, values in gains if np.isfinite(values).any()]
-    figure, axes = _figure(4.8 if gains else 3.0, (1, 1) if gains else (1,))
+    figure, axes = new_figure(4.8 if gains else 3.0, (1, 1) if gains else (1,))
     place = np.arange(len(cells.median))
     few = {"marker": "o", "markersize": 3.5} if len(place) < 80 else {}
     log_axis(axes[0], np.concatenate([cells.median, cells.maximum]))
@@ -236,15 +171,17 @@ def depth(report: Report) -> Figure | None:
     for axis in axes:
         _mark_culprit(axis, report, named=axis is axes[0])
         axis.legend(loc="best", ncols=2, fontsize=10)
-    axes[-1].set_xlabel("layer, in forward order (0 runs first)")
+    axes[-1].set_xlabel("layer, in forward order (0 runs first)" if len(place) > NAMED else "layer, in forward order")
+    if len(place) <= NAMED:
+        axes[-1].set_xticks(place, [elide(visible(layer.name), 96 // len(place)) for layer in run.layers])
     return figure
 
 
 def culprit(report: Report) -> int | None:
-    """The forward place of the layer most at risk, if its level is not low."""
-    ranked = report.diagnosis.layers
+    """The forward place of the layer to look at first."""
+    found = accused(report)
     names = [layer.name for layer in report.run.layers]
-    return names.index(ranked[0].name) if ranked and ranked[0].level != "low" and ranked[0].name in names else None
+    return names.index(found[0]) if found and found[0] in names else None
 
 
 def _mark_culprit(axis: Any, report: Report, *, named: bool) -> None:
@@ -281,7 +218,7 @@ def boxes(report: Report) -> Figure | None:
     finite = [(i, values) for i, values in finite if len(values)]
     if not finite or len(report.run.step) < 5:
         return None
-    figure, (axis,) = _figure(0.24 * len(finite) + 1.1)
+    figure, (axis,) = new_figure(0.24 * len(finite) + 1.1)
     axis.grid(True, axis="x")
     lines = {"color": INK, "linewidth": 0.9}
     drawn = axis.boxplot(
@@ -295,115 +232,6 @@ def boxes(report: Report) -> Figure | None:
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=axis.dataLim.width > 1.5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain_number(10**x)))
     axis.set_xlabel("gradient norm (L2), log scale: median, quartiles, whiskers to 1.5 × their distance")
-    return figure
-
-
-def rehearsals(report: Report) -> Figure | None:
-    """Loss of the rehearsals at ×1, ×2, ×4 and of the worst-batch replay."""
-    return _losses([(title_of(child), child) for child in trials(report.run, "rehearsal", "replay")])
-
-
-def candidates(report: Report) -> Figure | None:
-    """Loss of every threshold that was tried."""
-    tried = report.recommendation.candidates if report.recommendation else ()
-    curves = []
-    for candidate in tried:
-        limit = "no clipping" if candidate.max_norm is None else f"max_norm {number(candidate.max_norm)}"
-        if candidate.trial in report.run.trials:
-            curves.append((limit + (", chosen" if candidate.chosen else ""), report.run.trials[candidate.trial]))
-    return _losses(curves)
-
-
-def remedies(report: Report) -> Figure | None:
-    """Loss of every remedy that was tried."""
-    known = [(remedy.name, report.run.trials.get(remedy.trial)) for remedy in report.remedies]
-    return _losses([(elide(visible(name), 30), child) for name, child in known if child is not None])
-
-
-def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
-    curves = [(name, child) for name, child in curves if np.isfinite(child.loss).any()]
-    if not curves:
-        return None
-    figure, (axis,) = _figure(3.4)
-    finite = np.concatenate([child.loss[np.isfinite(child.loss)] for _, child in curves])
-    if finite.min() > 0 and finite.max() / finite.min() > 10:
-        log_axis(axis, finite)
-    else:
-        axis.set_ylim(*_padded(finite))
-        axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
-    labels = []
-    for i, (name, child) in enumerate(curves):
-        color, dash = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
-        loss = np.where(np.isfinite(child.loss), child.loss, np.nan)
-        axis.plot(np.arange(len(loss)), loss, color=color, linestyle=dash, linewidth=1.5)
-        last = int(np.flatnonzero(np.isfinite(loss))[-1])
-        if last + 1 < len(loss) or not np.isfinite(child.global_norm[last]):
-            axis.plot([last], [loss[last]], "x", color=color, markersize=8, markeredgewidth=2)
-            name += ", ✕ nonfinite"
-        labels.append((float(loss[last]), name, color))
-    axis.set_ylabel("loss")
-    axis.set_xlabel("step of the trial")
-    right_labels(axis, labels)
-    return figure
-
-
-def _padded(values: Any) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return low - pad, high + pad
-
-
-def time_profile(report: Report) -> Figure | None:
-    """Gradient norm of a recurrent state at every time step, median over the sampled steps."""
-    rows = report.run.probes.select("state_grad_norm")
-    subjects = list(dict.fromkeys(rows.subject))
-    curves = []
-    for subject in subjects:
-        own = (rows.subject == subject) & np.isfinite(rows.value) & (rows.value > 0)
-        times = np.unique(rows.index[own])
-        if len(times):
-            curves.append((subject, times, np.array([np.median(rows.value[own & (rows.index == t)]) for t in times])))
-    if not curves:
-        return None
-    figure, (axis,) = _figure(3.2)
-    log_axis(axis, np.concatenate([values for *_, values in curves]))
-    for i, (_, times, values) in enumerate(curves):
-        axis.plot(times, values, color=COLORS[i % len(COLORS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.6)
-    right_labels(
-        axis, [(v[-1], elide(visible(str(name)), 30), COLORS[i % len(COLORS)]) for i, (name, _, v) in enumerate(curves)]
-    )
-    axis.set_xlabel("time step t of the sequence")
-    axis.set_ylabel("gradient norm of the state")
-    return figure
-
-
-def compared(a: Report, b: Report) -> Figure | None:
-    """The global norms of two runs on one axis, with the threshold of each."""
-    with style():
-        return _compared(a, b)
-
-
-def _compared(a: Report, b: Report) -> Figure | None:
-    shown = [(letter, report) for letter, report in (("A", a), ("B", b)) if report.run.measured.any()]
-    if not shown:
-        return None
-    figure, (axis,) = _figure(3.8)
-    finite = [report.run.global_norm[report.run.measured] for _, report in shown]
-    limits = [r.recommendation.max_norm for _, r in shown if r.recommendation and r.recommendation.max_norm]
-    log_axis(axis, np.concatenate([*finite, limits]))
-    labels = []
-    for (letter, report), color, dash in zip(shown, (BLUE, ORANGE), (DASHES[0], DASHES[1]), strict=False):
-        starts = bins(len(report.run.step), columns_for(len(report.run.step)))
-        norm = pool_max(np.where(report.run.measured, report.run.global_norm, np.nan), starts)
-        axis.plot(report.run.step[starts], norm, color=color, linestyle=dash, linewidth=1.5)
-        labels.append((float(norm[~np.isnan(norm)][-1]), letter, color))
-        limit = report.recommendation.max_norm if report.recommendation else None
-        if limit:
-            axis.axhline(limit, color=color, linewidth=1, linestyle=DASHES[2])
-            labels.append((limit, f"max_norm {letter} {number(limit)}", color))
-    axis.set_ylabel("global norm (L2)")
-    axis.set_xlabel("optimizer step")
-    right_labels(axis, labels)
     return figure
 
 

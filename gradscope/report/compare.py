@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.report.answers import TITLES, answers
+from gradscope.report.answers import answers, title
 from gradscope.report.model import Report
 from gradscope.report.terminal import PIPE, Terminal
 from gradscope.report.text import number, plural, share
 
 CHANGED = 15
+SAME = 0.005
+"""Powers of ten, 1 %: a median that moved less has not changed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`facts`: (question, answer of a, answer of b, whether they differ). `layers`: those that changed most, first."""
+    """`facts`: (question, answer of a, answer of b, whether they differ). `layers`: those that changed most, first;
+    `unchanged`: how many are not among them.
+    """
 
     a: Report
     b: Report
@@ -44,9 +48,10 @@ class Comparison:
 def compare(a: Report, b: Report) -> Comparison:
     """What differs between two reports: the answers, and the layers, most changed first."""
     rows = [*_answers(a, b), *_numbers(a, b)]
-    changes = sorted(_changes(a, b), key=_size, reverse=True)
+    every = _changes(a, b)
+    changes = sorted((change for change in every if _size(change) > (False, False, SAME)), key=_size, reverse=True)
     facts = tuple((question, before, after, before != after) for question, before, after in rows)
-    return Comparison(a, b, facts, tuple(changes[:CHANGED]), max(0, len(changes) - CHANGED))
+    return Comparison(a, b, facts, tuple(changes[:CHANGED]), len(every) - len(changes[:CHANGED]))
 
 
 def compare_text(a: Report, b: Report, terminal: Terminal = PIPE) -> str:
@@ -65,7 +70,7 @@ def compare_html(a: Report, b: Report) -> str:
 
 def _answers(a: Report, b: Report) -> list[tuple[str, str, str]]:
     pairs = zip(answers(a), answers(b), strict=True)
-    words = ("Verdict", *(TITLES[report.diagnosis.verdict.verdict][2] for report in (a, b)))
+    words = ("Verdict", *(title(report)[1] for report in (a, b)))
     return [words, *((first.question, first.answer, second.answer) for first, second in pairs)]  # type: ignore[list-item]
 
 

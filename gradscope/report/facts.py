@@ -32,6 +32,10 @@ def measured(report: Report) -> Facts:
         ("Precision", header.plan.precision),
         ("Ended", _ending(report)),
     ]  # fmt: skip
+    if header.world_size > 1:
+        facts.append(
+            ("Ranks", f"{header.world_size}; norms are of the whole gradient, over all ranks; rank 0 wrote them")
+        )
     if run.skipped.any():
         facts.append(("Skipped", plural(int(run.skipped.sum()), "step")))
     offender = header.first_nonfinite

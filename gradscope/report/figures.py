@@ -18,7 +18,8 @@ def save_figures(report: Report, directory: Path, format: str = "svg") -> list[P
     """
     if format not in FORMATS:
         raise UsageError(f"no figures as {format!r}; there are: {', '.join(FORMATS)}")
-    from gradscope.report.charts import CHARTS, draw, style
+    from gradscope.report.charts import CHARTS, draw
+    from gradscope.report.plotting import style
 
     drawn = [(directory / f"{chart.name}.{format}", draw(chart, report)) for chart in CHARTS]
     written = [(path, figure) for path, figure in drawn if figure is not None]

@@ -13,6 +13,8 @@ from gradscope.runs.run import Run
 from gradscope.runs.schema import to_json
 
 REPORT_SCHEMA_VERSION = 1
+RANKING = "GS301"
+"""The rule that cannot run where layers cannot be ranked."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Report:
     @cached_property
     def _risks(self) -> dict[str, LayerRisk]:
         return {risk.name: risk for risk in self.diagnosis.layers}
+
+    @property
+    def unranked(self) -> str | None:
+        """Why the layers of this run could not be ranked, if they could not."""
+        if any(risk.level != "low" for risk in self.diagnosis.layers):
+            return None
+        return next((unable.reason for unable in self.diagnosis.unable if unable.code == RANKING), None)
 
     def _repr_html_(self) -> str:
         """The page inside a frame of its own: its scripts and styles cannot touch the notebook around it."""

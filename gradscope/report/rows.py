@@ -50,6 +50,7 @@ def layer_rows(report: Report) -> list[LayerRow]:
 
 def _layer_row(report: Report, place: int, name: str, index: int | None) -> LayerRow:
     risk, cells, run = report.risk(name), report.cells, report.run
+    judged = None if report.unranked else risk
     layer = run.layers[index] if index is not None else None
     sizes = [math.prod(run.header.parameters[i].shape) for i in layer.parameters] if layer else []
     norms = (cells.median, cells.maximum, cells.final)
@@ -58,12 +59,12 @@ def _layer_row(report: Report, place: int, name: str, index: int | None) -> Laye
         place=place,
         name=name,
         type=layer.type if layer else (risk.type if risk else ""),
-        level=risk.level if risk else None,
-        score=risk.score if risk else None,
+        level=judged.level if judged else None,
+        score=judged.score if judged else None,
         component=risk.component if risk else None,
         factor=risk.factor if risk else None,
-        message=risk.message if risk else "",
-        advice=risk.advice if risk else "",
+        message=judged.message if judged else "",
+        advice=judged.advice if judged else "",
         evidence=risk.evidence if risk else {},
         order=layer.order if layer else 0,
         size=sum(sizes),

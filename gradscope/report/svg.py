@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from matplotlib.figure import Figure
 
-from gradscope.report.charts import GRID, INK, style
+from gradscope.report.plotting import GRID, INK, style
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 THEMED = {INK: "currentColor", GRID: "var(--grid)", "#0072b2": "var(--blue)", "#d55e00": "var(--orange)"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
@@ -26,9 +27,16 @@ def terminal_of(stream: IO[str], environ: Mapping[str, str] | None = None) -> Te
     env = os.environ if environ is None else environ
     dumb = env.get("TERM", "") == "dumb"
     interactive = stream.isatty()
-    color = ((interactive and not dumb) or bool(env.get("FORCE_COLOR"))) and not env.get("NO_COLOR")
+    color = ((interactive and not dumb and _reads_escapes(env)) or bool(env.get("FORCE_COLOR"))) and not env.get(
+        "NO_COLOR"
+    )
     width = _width(env) if interactive else None
     return Terminal(width, color, _shows_unicode(getattr(stream, "encoding", None) or "ascii"))
+
+
+def _reads_escapes(env: Mapping[str, str]) -> bool:
+    """An old console of Windows prints escapes as they are; newer ones say what they are."""
+    return sys.platform != "win32" or any(env.get(name) for name in ("WT_SESSION", "TERM", "ANSICON", "ConEmuANSI"))
 
 
 def _width(env: Mapping[str, str]) -> int:

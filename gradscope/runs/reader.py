@@ -13,6 +13,10 @@ from gradscope.errors import RunFormatError, RunNotFoundError
 from gradscope.runs import tables
 from gradscope.runs.run import ProbeTable, Run
 from gradscope.runs.schema import SCHEMA_VERSION, Header, from_json
+from gradscope.runs.stream import ForeignStreamError, Rows, StoredMatrix, read_stream
+
+IN_MEMORY = 1 << 23
+"""A file of so many bytes is read whole; of a larger one the wide columns stay on disk, and the file open."""
 
 
 def load_run(path: str | Path) -> Run:
@@ -27,9 +31,11 @@ def load_run(path: str | Path) -> Run:
         raise RunNotFoundError(f"no run directory at {directory}; list the recorded runs with: gradscope runs")
     header = read_header(directory)
     parameters = len(header.parameters)
-    steps, torn = _read_stream(directory / tables.STEPS_FILE, tables.steps_schema(parameters))
-    probes, probes_torn = _read_stream(directory / tables.PROBES_FILE, tables.PROBES)
-    notes = [note for note in (torn, probes_torn) if note]
+    steps, matrices, torn = _read(
+        directory / tables.STEPS_FILE, tables.steps_schema(parameters), ("grad_norm", "grad_max")
+    )
+    probes, _, probes_torn = _read(directory / tables.PROBES_FILE, tables.PROBES)
+    notes = torn + probes_torn
     children = sorted((directory / tables.TRIALS_DIR).glob(f"*/{tables.HEADER_FILE}"))
     trials = {}
     for child in children:
@@ -37,7 +43,7 @@ def load_run(path: str | Path) -> Run:
             trials[child.parent.name] = load_run(child.parent)
         except RunFormatError as error:
             notes.append(f"a trial was left out: {error}")
-    return _run(directory, header, steps, probes, trials, tuple(notes))
+    return _run(directory, header, steps, matrices, probes, trials, tuple(notes))
 
 
 def read_header(directory: Path) -> Header:
@@ -62,28 +68,27 @@ def read_header(directory: Path) -> Header:
         raise RunFormatError(f"{path}: not a readable run header ({error}); record the run again") from error
 
 
-def _read_stream(path: Path, schema: pa.Schema) -> tuple[pa.Table, str | None]:
-    """Every whole batch of an Arrow stream, and a note when its tail is torn."""
-    batches: list[pa.RecordBatch] = []
+def _read(path: Path, schema: pa.Schema, wide: tuple[str, ...] = ()) -> tuple[pa.Table, list[Rows], list[str]]:
+    """The narrow columns of a stream, its wide ones as matrices, and a note when its tail is torn."""
     try:
-        with pa.OSFile(str(path), "rb") as file:
-            if file.size() == 0:
-                return schema.empty_table(), None
-            reader = pa.ipc.open_stream(file)
-            found = reader.schema
-            if not found.equals(schema):
-                raise RunFormatError(f"{path}: its columns are not those that run.json tells of; record the run again")
-            for batch in reader:
-                batch.validate(full=True)
-                batches.append(batch)
+        file = pa.OSFile(str(path), "rb")
+        found = read_stream(file, schema, wide)
     except FileNotFoundError:
         raise RunFormatError(f"{path}: missing; the run directory is damaged") from None
-    except (pa.ArrowException, OSError) as error:
-        if not batches and path.stat().st_size > 64 and not _is_stream(path):
-            raise RunFormatError(f"{path}: not an Arrow stream ({error})") from error
-        whole = sum(batch.num_rows for batch in batches)
-        return pa.Table.from_batches(batches, schema), f"{path.name} ends in a torn row: read up to row {whole}"
-    return pa.Table.from_batches(batches, schema), None
+    except ForeignStreamError:
+        raise RunFormatError(
+            f"{path}: its columns are not those that run.json tells of; record the run again"
+        ) from None
+    rows, size = found.table.num_rows, file.size()
+    if found.torn and not rows and size > 64 and not _is_stream(path):
+        raise RunFormatError(f"{path}: not an Arrow stream ({found.torn})") from found.torn
+    notes = [f"{path.name} ends in a torn row: read up to row {rows}"] if found.torn else []
+    stored = [StoredMatrix(file, found.pieces[name], found.counts, schema.field(name).type.list_size) for name in wide]
+    if size > IN_MEMORY:
+        return found.table, [*stored], notes
+    matrices: list[Rows] = [np.asarray(matrix) for matrix in stored]
+    file.close()
+    return found.table, matrices, notes
 
 
 def _is_stream(path: Path) -> bool:
@@ -92,15 +97,14 @@ def _is_stream(path: Path) -> bool:
 
 
 def _run(
-    directory: Path, header: Header, steps: pa.Table, probes: pa.Table, trials: dict[str, Run], notes: tuple[str, ...]
+    directory: Path,
+    header: Header,
+    steps: pa.Table,
+    matrices: list[Rows],
+    probes: pa.Table,
+    trials: dict[str, Run],
+    notes: tuple[str, ...],
 ) -> Run:
-    def column(name: str) -> Any:
-        return _numbers(steps[name])
-
-    def matrix(name: str) -> Any:
-        parts = [chunk.values for chunk in steps[name].chunks]
-        return _numbers(pa.chunked_array(parts, pa.float32())).reshape(steps.num_rows, len(header.parameters))
-
     table = ProbeTable(
         _numbers(probes["step"]),
         np.asarray(probes["probe"].to_pylist(), dtype=object),
@@ -112,11 +116,11 @@ def _run(
     return Run(
         path=directory,
         header=header,
-        **{name: column(name) for name in scalars},
+        **{name: _numbers(steps[name]) for name in scalars},
         lr=_lrs(steps["lr"].to_pylist()),
         skipped=np.asarray(steps["skipped"].to_pylist(), dtype=bool),
-        grad_norm=matrix("grad_norm"),
-        grad_max=matrix("grad_max"),
+        norms=matrices[0],
+        peaks=matrices[1],
         probes=table,
         trials=trials,
         notes=notes,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.runs.schema import Header
 
+if TYPE_CHECKING:
+    from gradscope.runs.stream import Rows
+
 Floats = NDArray[np.float64]
+BLOCK_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Run:
     `loss`, `global_norm`, `loss_scale`, `max_norm`, `elapsed_s`: (T,) floats, NaN where absent; `lr`: (T, G);
     `grad_norm` (L2) and `grad_max` (largest |g|): (T, P) float32, NaN where a parameter got no gradient, infinite or NaN
     where its gradient was nonfinite. Norms are as `header.measured_at` and `header.gradients_are` say.
+    `norms` and `peaks` are these two by rows: `norms[10:20]` reads so many steps of a run too large for memory.
     `notes`: what the reader had to leave out, in plain words.
     """
 
@@ -75,8 +80,8 @@ class Run:
     skipped: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
     micro_steps: NDArray[np.int32]
-    grad_norm: NDArray[np.float32]
-    grad_max: NDArray[np.float32]
+    norms: Rows
+    peaks: Rows
     probes: ProbeTable
     trials: Mapping[str, Run] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -97,16 +102,53 @@ class Run:
         return tuple(sorted(layers, key=lambda layer: layer.order))
 
     @cached_property
+    def grad_norm(self) -> NDArray[np.float32]:
+        """(T, P): the L2 norm of every parameter's gradient, all in memory."""
+        return np.asarray(self.norms)
+
+    @cached_property
+    def grad_max(self) -> NDArray[np.float32]:
+        """(T, P): the largest |g| of every parameter, all in memory."""
+        return np.asarray(self.peaks)
+
+    @cached_property
     def layer_grad_norm(self) -> Floats:
         """(T, L): the root-sum-square of each layer's gradient norms; NaN where none of its parameters got one."""
-        squares = self.grad_norm.astype(np.float64) ** 2
-        columns = []
-        for layer in self.layers:
-            own = squares[:, list(layer.parameters)]
-            total = np.where(np.isnan(own), 0.0, own).sum(axis=1)
-            total[np.isnan(own).all(axis=1)] = np.nan
-            columns.append(np.sqrt(total))
-        return np.stack(columns, axis=1) if columns else np.zeros((len(self.step), 0))
+        return self.of_layers(self.grad_norm)
+
+    def of_layers(self, norms: NDArray[Any], layers: slice = slice(None)) -> Floats:
+        """(n, L): `layer_grad_norm` of rows of `norms`, for some of the layers."""
+        absent = np.isnan(norms)
+        squares = np.where(absent, 0.0, norms).astype(np.float64)
+        total: Floats = np.sqrt(self.by_layer(np.add, np.square(squares, out=squares), layers))
+        if absent.any():
+            total[self.by_layer(np.logical_and, absent, layers)] = np.nan
+        return total
+
+    def by_layer(self, combine: np.ufunc, values: NDArray[Any], layers: slice = slice(None)) -> NDArray[Any]:
+        """(n, L): the values (n, P) of each layer's parameters, combined."""
+        chosen = self.layers[layers]
+        if not chosen:
+            return np.zeros((len(values), 0), values.dtype)
+        counts = [len(layer.parameters) for layer in chosen]
+        order = [i for layer in chosen for i in layer.parameters]
+        combined: NDArray[Any] = combine.reduceat(values[:, order], np.cumsum([0, *counts[:-1]]), axis=1)
+        return combined
+
+    def blocks(self, rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.int64]]:
+        """Some rows of the run, all by default, in stretches small enough to hold the norms of."""
+        rows = np.arange(len(self.step)) if rows is None else rows
+        size = max(1, BLOCK_VALUES // max(1, len(self.header.parameters)))
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def ever(self, test: Callable[[NDArray[Any]], Any], rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """(P,): whether `test` holds for the norm of a parameter in any of some rows."""
+        found = np.zeros(len(self.header.parameters), bool)
+        for block in self.blocks(rows):
+            if found.all():
+                break
+            found |= np.asarray(test(self.norms[block])).any(axis=0)
+        return found
 
     @cached_property
     def measured(self) -> NDArray[np.bool_]:

@@ -6,7 +6,10 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,3 +174,28 @@ def test_reading_leaves_the_environment_as_it_was(
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", chosen)
     assert gradscope(capsys, "recommend", "-q").code == 0
     assert os.environ.get("OPENBLAS_NUM_THREADS") == chosen
+
+
+def test_report_sets_two_runs_side_by_side_in_the_order_asked(
+    recorded: Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(here / ".gradscope" / "runs", NORMS, name="the-other")
+    assert gradscope(capsys, "report", "--compare", recorded.id, other.id, "-o", "both.html").code == 0
+    page = Path("both.html").read_text()
+    assert page.index("A: <bdi>handmade") < page.index("B: <bdi>the-other")
+    refused = gradscope(capsys, "report", recorded.id, "--compare", recorded.id, other.id)
+    assert refused.code == 2
+    assert "RUN or --compare A B, not both" in refused.err
+
+
+@pytest.mark.parametrize("command", [("recommend", "--per-layer"), ("show",), ("explain", "GS302")])
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
+def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, command: Any, encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gradscope", *command, *([] if command[0] == "explain" else [str(recorded.path)])],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"},
+        check=True,
+    )
+    assert done.stdout.decode(encoding)
+    assert b"\\u" not in done.stdout

@@ -330,7 +330,7 @@ def big(folder: Path, steps: int, layers: int) -> Report:
     rng = np.random.default_rng(0)
     norm = np.exp(rng.standard_normal((steps, layers), dtype=np.float32) + np.linspace(0, 2, layers, dtype=np.float32))
     total = np.sqrt(np.einsum("ij,ij->i", norm, norm, dtype=np.float64))
-    row = {"step": np.arange(steps), "global_norm": total, "grad_norm": norm, "grad_max": norm}
+    row = {"step": np.arange(steps), "global_norm": total, "norms": norm, "peaks": norm}
     filled = {
         name: np.repeat(getattr(base, name), steps, axis=0)
         for name in ("elapsed_s", "loss", "lr", "loss_scale", "max_norm", "skipped", "nonfinite", "micro_steps")

@@ -11,6 +11,7 @@ from gradscope.report.build import build_report
 from gradscope.report.facts import environment, measured
 from gradscope.report.paste import paste_line, pastes
 from gradscope.report.remedies import remedies
+from gradscope.report.renderers import renderer
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
@@ -133,6 +134,44 @@ def test_without_layers_none_is_named(tmp_path):
     report = REPORTS["healthy"](tmp_path)
     bare = dataclasses.replace(report, diagnosis=dataclasses.replace(report.diagnosis, layers=()))
     assert answers(bare)[1].answer == "No layer was measured"
+
+
+def which_layer(report):
+    return answers(report)[1]
+
+
+def test_a_recurrent_layer_answers_where_no_other_stands_out(tmp_path):
+    report = build_report(REPORTS["recurrent"](tmp_path).run)
+    assert which_layer(report).answer == "rnn.l0"
+    assert "1.9× a time step" in which_layer(report).details[0]
+    assert "1.9× a time step" in renderer("html")(report).split("Along time in the recurrent layer")[-1]
+
+
+def test_the_layer_that_went_nonfinite_first_answers_too(tmp_path):
+    norms = np.ones((40, 3))
+    norms[30:, 1] = np.inf
+    report = build_report(make_run(tmp_path, grad_norm=norms))
+    assert which_layer(report).answer == "fc2"
+
+
+def test_without_gains_no_layer_is_said_to_stand_out_or_not(tmp_path):
+    report = build_report(make_run(tmp_path, [1.0 + i % 3 for i in range(60)]))
+    assert which_layer(report).answer == "Not known"
+    assert "gradscope analyze" in which_layer(report).details[-1]
+    assert "Not ranked: gains" in renderer("html")(report)
+
+
+def test_the_threshold_in_use_and_what_was_left_out_are_told(tmp_path):
+    norms = [1.0 + i % 3 for i in range(60)]
+    columns = {"max_norm": [2.5] * 60, "skipped": [i == 7 for i in range(60)]}
+    report = build_report(make_run(tmp_path, norms, columns=columns))
+    assert "In use today: 2.5." in answers(report)[2].details
+    assert "Left out: 1 step (skipped by the gradient scaler)." in answers(report)[3].details
+
+
+def test_ranks_are_told_where_there_are_several(tmp_path):
+    assert "Ranks" not in dict(measured(build_report(make_run(tmp_path, [1.0] * 30))))
+    assert dict(measured(build_report(make_run(tmp_path, [1.0] * 30, world_size=4))))["Ranks"].startswith("4; ")
 
 
 def test_a_message_does_not_repeat_its_layer():

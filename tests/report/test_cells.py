@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gradscope.report import cells as module
 from gradscope.report.cells import make_cells
 from gradscope.report.heatmap import ABSENT, NONFINITE, ZERO, make_heatmap
 from gradscope.report.png import palette_png
+from gradscope.runs import run as module
 from gradscope.runs.schema import Parameter
 from tests.builders import make_run
 from tests.report.builders import make_report
@@ -40,7 +40,7 @@ def test_long_runs_keep_every_spike_whatever_the_chunks(tmp_path, monkeypatch):
     assert whole.norm.shape == (3, 400)
     assert whole.norm[1].max() == pytest.approx(1e6)
     np.testing.assert_array_equal(whole.first[1:], whole.last[:-1] + 1)
-    monkeypatch.setattr(module, "CHUNK_VALUES", 100)
+    monkeypatch.setattr(module, "BLOCK_VALUES", 100)
     pieces = make_cells(run)
     np.testing.assert_array_equal(whole.norm, pieces.norm)
     np.testing.assert_array_equal(whole.maximum, pieces.maximum)
@@ -74,7 +74,9 @@ def test_an_empty_run_has_empty_cells(tmp_path):
     assert cells.norm.shape == (3, 0)
     assert np.isnan(cells.maximum).all()
     run = make_run(tmp_path, [1.0, 2.0])
-    bare = dataclasses.replace(run, header=dataclasses.replace(run.header, parameters=()), grad_norm=np.zeros((2, 0)))
+    bare = dataclasses.replace(
+        run, header=dataclasses.replace(run.header, parameters=()), norms=np.zeros((2, 0), np.float32)
+    )
     assert make_cells(bare).norm.shape == (0, 2)
     assert make_heatmap(make_report(make_run(tmp_path, []))) is None
 

@@ -8,14 +8,18 @@ import pytest
 
 from gradscope.errors import UsageError
 from gradscope.report import svg
+from gradscope.report.build import build_report
 from gradscope.report.charts import CHARTS, draw
 from gradscope.report.compare import compare, compare_html, compare_text
+from gradscope.report.curves import candidates, rehearsals
 from gradscope.report.figures import save_figures
 from gradscope.report.page import script_json
 from gradscope.report.renderers import renderer
 from gradscope.report.renderers.html import modules
 from gradscope.report.terminal import Terminal
-from tests.report.builders import REPORTS, big
+from gradscope.runs.schema import Trial
+from tests.builders import make_run
+from tests.report.builders import REPORTS, big, make_report
 
 render = renderer("html")
 
@@ -157,7 +161,10 @@ def test_a_comparison_tells_what_changed(tmp_path):
     assert both.layers[0].factor is None
     same = compare(a, a)
     assert not any(differs for *_, differs in same.facts)
-    assert all(change.factor == 1 for change in same.layers)
+    assert same.layers == ()
+    assert same.unchanged == len(a.run.layers)
+    for text in (compare_text(a, a), compare_html(a, a)):
+        assert "No layer changed its level, nor its median gradient norm by more than 1 %." in text
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -175,8 +182,6 @@ def test_every_report_can_be_compared(name, tmp_path):
 
 
 def test_a_level_that_changed_comes_first(tmp_path):
-    from tests.report.builders import make_report
-
     a = REPORTS["healthy"](tmp_path)
     b = make_report(a.run, culprit="fc2")
     change = compare(a, b).layers[0]
@@ -192,3 +197,26 @@ def test_a_notebook_shows_the_page_in_a_frame(tmp_path):
     assert cell.count("<") == 2
     assert 'sandbox="allow-scripts"' in cell
     assert unescape(re.search(r'srcdoc="(.*)"', cell, re.S)[1]) == render(report)
+
+
+def test_losses_that_diverge_leave_room_for_those_that_held(tmp_path):
+    trials = {
+        f"x{factor}": (Trial("rehearsal", f"x{factor}", float(factor)), [2.0, end, end], [1.0] * 3)
+        for factor, end in ((1, 1.5), (2, 1e18))
+    }
+    figure = rehearsals(make_report(make_run(tmp_path, [1.0] * 3, trials=trials)))
+    low, high = figure.axes[0].get_ylim()
+    assert 1 < low < 1.5
+    assert 60 < high < 100
+    assert figure.axes[0].get_ylabel() == "loss (cut at 60)"
+
+
+def test_a_threshold_tried_twice_is_drawn_once(tmp_path):
+    trials = {
+        name: (Trial("candidate", name, max_norm=limit, indexes=tuple(range(steps))), [2.0] * steps, [1.0] * steps)
+        for name, limit, steps in (("a", 0.5, 10), ("b", 0.5, 40), ("c", 0.1, 10))
+    }
+    report = build_report(make_run(tmp_path, [1.0] * 30, trials=trials))
+    lines = candidates(report).axes[0].get_lines()
+    assert sorted(len(line.get_xdata()) for line in lines) == [10, 40]
+    assert len(report.recommendation.candidates) == 3

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from gradscope.errors import UsageError
+from gradscope.recommendation import recommend
 from gradscope.report.renderers import RENDERERS, format_of, renderer
 from gradscope.report.renderers.console import render
+from gradscope.report.renderers.recommendation import render_recommendation
 from gradscope.report.terminal import Terminal
 from gradscope.report.text import number, share, visible
+from tests.builders import make_run
 from tests.report import golden
 from tests.report.builders import HOSTILE, REPORTS, verified
 
@@ -65,6 +68,24 @@ def test_the_first_lines_answer_everything(tmp_path):
         "max_norm=0.5",
     ):
         assert part in head
+
+
+def test_what_is_to_be_pasted_survives_a_narrow_terminal(tmp_path):
+    report = verified(tmp_path)
+    lines = [line.strip() for line in render(report, Terminal(80)).splitlines()]
+    code = lines.index("torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=0.5)")
+    assert lines[code - 1] == "# after backward(), before optimizer.step()"
+    assert "max_norm=0.5)  # after backward()" in render(report, Terminal(160))
+
+
+def test_a_recommendation_fits_its_terminal_and_is_whole_in_a_pipe(tmp_path):
+    run = make_run(tmp_path, [1.0 + i % 7 for i in range(30)], layers=HOSTILE, every=2)
+    answer = recommend(run, (50, 95), per_layer=True)
+    for width in (80, 160):
+        assert max(map(len, render_recommendation(answer, Terminal(width)).splitlines())) <= width
+    piped = render_recommendation(answer)
+    assert answer.reason in piped.splitlines()
+    assert all(f"  {visible(name)}\n" in piped for name in HOSTILE)
 
 
 def test_color_only_adds_escapes(tmp_path):

@@ -176,3 +176,9 @@ def test_without_columns_the_width_is_asked_for(monkeypatch):
     monkeypatch.setenv("COLUMNS", "77")
     assert terminal_of(Stream(True, "utf-8"), {}).width == 77
     assert terminal_of(Stream(True, "utf-8")).width == 77
+
+
+def test_an_old_console_of_windows_gets_no_escapes(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    assert not terminal_of(Stream(True, "utf-8"), {}).color
+    assert terminal_of(Stream(True, "utf-8"), {"WT_SESSION": "1"}).color

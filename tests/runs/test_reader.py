@@ -4,14 +4,20 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.errors import RunFormatError, RunNotFoundError
-from gradscope.runs import tables
+from gradscope.recommendation import basis
+from gradscope.report.build import build_report
+from gradscope.report.renderers import renderer
+from gradscope.runs import reader, tables
+from gradscope.runs import run as run_module
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
+from gradscope.runs.stream import StoredMatrix
 from gradscope.runs.writer import RunWriter
 from tests.builders import make_header, make_run
 
@@ -153,3 +159,50 @@ def test_a_damaged_trial_is_left_out_and_said(tmp_path):
     again = load_run(run.path)
     assert again.trials == {}
     assert again.notes[0].startswith("a trial was left out: ")
+
+
+def test_a_run_too_large_for_memory_is_read_by_rows(tmp_path, monkeypatch):
+    norms = np.random.default_rng(0).lognormal(size=(700, 4)).astype(np.float32)
+    norms[3, 1], norms[5] = np.nan, np.inf
+    small = make_run(tmp_path, grad_norm=norms, layers=("a", "b", "c", "d"))
+    monkeypatch.setattr(reader, "IN_MEMORY", 0)
+    large = load_run(small.path)
+    assert isinstance(large.norms, StoredMatrix)
+    assert large.norms.shape == (700, 4)
+    for rows in (7, slice(None), slice(250, 530), slice(None, None, 7), [699, 3, 3, 4], norms[:, 0] > 1, slice(0, 0)):
+        np.testing.assert_array_equal(large.norms[rows], norms[rows])
+        np.testing.assert_array_equal(large.peaks[rows], (norms / 2)[rows])
+    np.testing.assert_array_equal(large.grad_norm, norms)
+    np.testing.assert_array_equal(large.grad_max, norms / 2)
+    np.testing.assert_array_equal(large.layer_grad_norm, small.layer_grad_norm)
+
+
+def test_a_large_run_gives_the_report_of_a_small_one(tmp_path, monkeypatch):
+    norms = np.random.default_rng(0).lognormal(size=(700, 5))
+    norms[600, 2] = np.nan
+    small = make_run(tmp_path, grad_norm=norms, layers=tuple("abcde"), loss=np.linspace(2, 1, 700))
+    expected = build_report(small)
+    monkeypatch.setattr(reader, "IN_MEMORY", 0)
+    monkeypatch.setattr(basis, "HELD", 1500)
+    monkeypatch.setattr(run_module, "BLOCK_VALUES", 77)
+    large = build_report(load_run(small.path))
+    assert large.to_dict() == expected.to_dict()
+    assert renderer("html")(large) == renderer("html")(expected)
+    limits = {own.layer: own.max_norm for own in large.recommendation.layers}
+    before = np.percentile(norms[:600], 95, axis=0)
+    assert limits == pytest.approx(dict(zip("abcde", before, strict=True)))
+
+
+def test_a_compressed_stream_reads_the_same(tmp_path, monkeypatch):
+    norms = np.random.default_rng(0).lognormal(size=(300, 3)).astype(np.float32)
+    plain = make_run(tmp_path, grad_norm=norms)
+    path = plain.path / tables.STEPS_FILE
+    with pa.OSFile(str(path)) as file:
+        whole = pa.ipc.open_stream(file).read_all()
+    with pa.OSFile(str(path), "wb") as file:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(file, whole.schema, options=options) as stream:
+            stream.write_table(whole)
+    np.testing.assert_array_equal(load_run(plain.path).grad_norm, norms)
+    monkeypatch.setattr(reader, "IN_MEMORY", 0)
+    np.testing.assert_array_equal(load_run(plain.path).norms[250:260], norms[250:260])

@@ -45,7 +45,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     clean = run.nonfinite == 0
     if not clean.any():
         raise CannotRunError("no step without nonfinite gradients")
-    absent = np.isnan(run.grad_norm[clean]).all(axis=0)
+    absent = ~run.ever(lambda norms: ~np.isnan(norms), np.flatnonzero(clean))
     trainable = np.array([p.trainable for p in run.header.parameters], bool)
     names = [run.header.parameters[i].name for i in np.flatnonzero(absent & trainable)]
     if not names:

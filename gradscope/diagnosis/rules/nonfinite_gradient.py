@@ -76,10 +76,9 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
 
 def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
     """The parameter of highest order among those newly nonfinite at `row`; None when none is."""
-    norms = run.grad_norm
-    once_finite = np.isfinite(norms).any(axis=0)
-    bad = ~np.isfinite(norms[row])
-    new = bad & (np.isinf(norms[row]) | once_finite)
+    norms = run.norms[row]
+    bad = ~np.isfinite(norms)
+    new = bad & (np.isinf(norms) | run.ever(np.isfinite))
     chosen = np.flatnonzero(new if new.any() else bad)
     parameters = run.header.parameters
     return max((parameters[i] for i in chosen), key=lambda p: p.order, default=None)

@@ -100,7 +100,7 @@ def _short(far: Bools, longest: int) -> Bools:
 def _leading(run: Run, step: int) -> tuple[str | None, float]:
     """The layer with more than half of the squared norm at `step`, and its share; None where no layer has."""
     row = int(np.flatnonzero(run.step == step)[0])
-    squares = np.nan_to_num(run.layer_grad_norm[row], nan=0.0, posinf=0.0) ** 2
+    squares = np.nan_to_num(run.of_layers(run.norms[row : row + 1])[0], nan=0.0, posinf=0.0) ** 2
     share = float(squares.max(initial=0.0) / max(float(squares.sum()), np.finfo(float).tiny))
     return (run.layers[int(np.argmax(squares))].name, share) if share > 0.5 else (None, share)
 

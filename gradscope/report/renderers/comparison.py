@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rich.console import RenderableType
 from rich.text import Text
 
-from gradscope.report.answers import TITLES
+from gradscope.report.answers import title
 from gradscope.report.compare import Change, Comparison
 from gradscope.report.renderers.console import heading, plain_table, to_text
 from gradscope.report.terminal import Terminal
@@ -44,6 +44,8 @@ def _parts(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableTyp
 
 def _layers(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableType]:
     if not comparison.layers:
+        yield heading("Layers")
+        yield Text("No layer changed its level, nor its median gradient norm by more than 1 %.")
         return
     yield heading("Layers that changed most: median gradient norm and level")
     name_width = terminal.width and max(12, terminal.width - 52)
@@ -53,7 +55,7 @@ def _layers(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableTy
         table.add_row(*(Text(value) for value in (*values, times(change.factor), _levels(change))))
     yield table
     if comparison.unchanged:
-        yield Text(f"… and {plural(comparison.unchanged, 'more layer')}")
+        yield Text(f"… and {plural(comparison.unchanged, 'more layer')} changed less, or not at all")
 
 
 def _levels(change: Change) -> str:
@@ -65,7 +67,7 @@ def _levels(change: Change) -> str:
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page, byte for byte the same for the same two reports."""
-    from gradscope.report.charts import compared
+    from gradscope.report.curves import compared
     from gradscope.report.page import render_page
     from gradscope.report.svg import inline_svg
 
@@ -84,6 +86,6 @@ def render_html(comparison: Comparison) -> str:
 
 def _side(letter: str, report: Any) -> dict[str, str]:
     verdict = report.diagnosis.verdict.verdict
-    symbol, _, word = TITLES[verdict]
+    symbol, word = title(report)
     run = {"id": visible(report.run.id), "name": visible(report.run.header.name)}
     return {"letter": letter, "verdict": verdict, "symbol": symbol, "word": word, **run}

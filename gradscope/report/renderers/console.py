@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.diagnosis.model import Finding
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, without_subject
+from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, without_subject
 from gradscope.report.model import Remedy, Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
@@ -76,6 +76,7 @@ def to_text(parts: Iterable[RenderableType], terminal: Terminal) -> str:
 def ascii_only(text: str) -> str:
     """Every character that a terminal without Unicode cannot show, replaced by one that it can."""
     signs = {"×": "x", "–": "-", "…": "...", "∞": "inf", "·": "-", "→": "->", "≥": ">=", "√": "sqrt", "σ": "sigma"}
+    signs |= {"≠": "!=", "≤": "<=", "÷": "/", "‖": "||", "∂": "d", "✕": "x", "−": "-", "█": "#"}
     signs |= {unicode: plain for table in (TITLES, LEVELS, SEVERITIES) for unicode, plain, *_ in table.values()}
     written = "".join(signs.get(c, c) for c in text)
     return written.encode("ascii", "backslashreplace").decode("ascii")
@@ -89,7 +90,7 @@ def heading(text: str) -> Text:
 def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
     yield _title(report)
     yield _answers(report)
-    yield from _paste(report)
+    yield from _paste(report, terminal)
     yield from _norms(report, terminal)
     yield from _findings(report)
     yield from _layers(report, terminal)
@@ -101,7 +102,7 @@ def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
 
 def _title(report: Report) -> Text:
     verdict, header = report.diagnosis.verdict.verdict, report.run.header
-    symbol, _, word = TITLES[verdict]
+    symbol, word = title(report)
     planned = f" of {header.plan.total_steps:,} planned" if header.plan.total_steps else ""
     told = f"  {visible(header.name)}: {plural(len(report.run.step), 'step')} recorded{planned}"
     return Text.assemble((f"{symbol} {word.upper()}", STYLES[verdict]), told, overflow="fold")
@@ -120,11 +121,15 @@ def _answer(answer: Answer) -> Group:
     return Group(Text(answer.answer, style="bold"), *(Text(line) for line in answer.details))
 
 
-def _paste(report: Report) -> Iterator[RenderableType]:
+def _paste(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
+    """The line to paste; where it does not fit, its remark goes above it, so that both lines can be pasted."""
     line = paste_line(report)
     if line:
+        code, mark, remark = line.partition("  # ")
+        fits = terminal.width is None or len(line) + 2 <= terminal.width
         yield Text("Paste")
-        yield Text(f"  {line}", style="bold", overflow="fold", no_wrap=False)
+        for part in (line,) if fits or not mark else (f"# {remark}", code):
+            yield Text(f"  {part}", style="bold", overflow="fold", no_wrap=False)
 
 
 def _norms(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
@@ -162,7 +167,9 @@ def _layers(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
         return
     shown = [row for row in rows[:MOST_LAYERS] if row.place <= SHOWN_LAYERS or row.level not in ("low", None)]
     wide = (terminal.width or WIDE) >= WIDE
-    yield heading("Layers, most at risk first")
+    yield heading("Layers" if report.unranked else "Layers, most at risk first")
+    if report.unranked:
+        yield Text(f"Not ranked: {report.unranked}.")
     yield _layer_table(shown, terminal, wide)
     if len(shown) < len(rows):
         yield Text(f"  … and {plural(len(rows) - len(shown), 'more layer')}, in the page and in the CSV")
@@ -216,12 +223,15 @@ def _rehearsals(report: Report) -> Iterator[RenderableType]:
 def _candidates(report: Report) -> Iterator[RenderableType]:
     tried = report.recommendation.candidates if report.recommendation else ()
     if tried:
-        table = plain_table(("max_norm", "right"), "From", ("Loss at the end", "right"), ("Clips", "right"), "")
+        table = plain_table(
+            ("max_norm", "right"), "From", ("Steps", "right"), ("Loss at the end", "right"), ("Clips", "right"), ""
+        )
         for candidate in tried:
             limit = "no clipping" if candidate.max_norm is None else number(candidate.max_norm)
             loss = "✖ diverged" if candidate.diverged else number(candidate.loss)
             chosen = "chosen" if candidate.chosen else ""
-            values = (limit, visible(candidate.origin), loss, share(candidate.clipped_fraction), chosen)
+            steps = str(candidate.steps or "–")
+            values = (limit, visible(candidate.origin), steps, loss, share(candidate.clipped_fraction), chosen)
             table.add_row(*(Text(value) for value in values), style="bold" if candidate.chosen else "")
         yield heading("Thresholds tried")
         yield _indent(table)

@@ -13,7 +13,7 @@ from gradscope.diagnosis.model import Finding
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Threshold
 from gradscope.report import charts
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, answers, interval, name_of, without_subject
+from gradscope.report.answers import LEVELS, SEVERITIES, answers, interval, name_of, title, without_subject
 from gradscope.report.facts import environment, measured
 from gradscope.report.heatmap import make_heatmap
 from gradscope.report.model import Report
@@ -26,16 +26,16 @@ from gradscope.report.text import number, ordinal, share, steps_range, visible
 RANKS = {"high": 2, "medium": 1, "low": 0, None: -1}
 MODULES = 200
 COLUMNS = (
-    ("#", "n"), ("Layer", ""), ("Type", ""), ("Level", ""), ("Factor", "n"), ("Why", ""), ("Median norm", "n"),
-    ("Largest norm", "n"), ("Last norm", "n"), ("Nonfinite steps", "n"), ("Own threshold", "n"), ("Elements", "n"),
-    ("Order", "n"),
+    ("#", "n"), ("Layer", ""), ("Type", ""), ("Level", ""), ("Factor", "n"), ("Median norm", "n"),
+    ("Largest norm", "n"), ("Last norm", "n"), ("Nonfinite steps", "n"), ("Own threshold", "n"), ("Why", ""),
+    ("Elements", "n"), ("Order", "n"),
 )  # fmt: skip
 
 
 def render(report: Report) -> str:
     """The page, byte for byte the same for the same report."""
     run, heat = report.run, make_heatmap(report)
-    symbol, _, word = TITLES[report.diagnosis.verdict.verdict]
+    symbol, word = title(report)
     return render_page(
         "report.html.j2",
         verdict={"verdict": report.diagnosis.verdict.verdict, "symbol": symbol, "word": word},
@@ -59,6 +59,7 @@ def render(report: Report) -> str:
         candidates=report.recommendation.candidates if report.recommendation else (),
         remedies=report.remedies,
         layers=_layers(report),
+        unranked=report.unranked,
         columns=COLUMNS,
         environment=environment(report),
         **_slider(report),

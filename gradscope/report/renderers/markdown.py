@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from gradscope.report.answers import SEVERITIES, TITLES, answers, without_subject
+from gradscope.report.answers import SEVERITIES, answers, title, without_subject
 from gradscope.report.model import Report
 from gradscope.report.paste import paste_line
 from gradscope.report.rows import layer_rows, trial_rows
@@ -14,8 +14,7 @@ from gradscope.report.text import number, plural, share, steps_range, times, vis
 
 def render(report: Report) -> str:
     """Verdict, evidence, findings, layers, trials, remedies and caveats."""
-    verdict = report.diagnosis.verdict.verdict
-    symbol, _, word = TITLES[verdict]
+    symbol, word = title(report)
     parts = [f"# {symbol} {escape(report.run.header.name)}: {word}", *_answers(report), *_paste(report)]
     parts += [*_caveats(report), *_findings(report), *_layers(report), *_candidates(report), *_rehearsals(report)]
     return "\n\n".join([*parts, *_remedies(report), _origin(report)]) + "\n"

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from gradscope.recommendation.model import Candidate, LayerThreshold, Recommendation, Threshold
+from gradscope.report.terminal import PIPE, Terminal
+from gradscope.report.text import elide, plural, visible
+
+TERM = 11
+"""Columns for what a fact is about."""
 
 
-def render_recommendation(answer: Recommendation) -> str:
-    """The recommendation in plain text, at most 80 columns but for long layer names."""
-    lines = [_headline(answer), answer.reason, ""]
+def render_recommendation(answer: Recommendation, terminal: Terminal = PIPE) -> str:
+    """The recommendation in plain text, in the width of the terminal; in a pipe no line is broken and no name cut."""
+    lines = [_headline(answer), *_wrapped(answer.reason, terminal), ""]
     lines += [*_thresholds(answer.thresholds), ""]
-    lines += _candidates(answer.candidates) + _layers(answer.layers)
-    lines += [f"rests on   {answer.steps_used} steps, {answer.basis}, {_clip(answer.measured_at)}"]
-    lines += [f"left out   {count} steps: {why}" for why, count in answer.excluded.items() if count]
-    lines += [f"verified   {'yes, on rehearsals' if answer.verified else 'no: a percentile alone proves nothing'}"]
-    lines += [f"note       {caveat}" for caveat in answer.caveats]
+    lines += _candidates(answer.candidates) + _layers(answer.layers, terminal)
+    lines += _told("rests on", f"{plural(answer.steps_used, 'step')}: {answer.basis}", terminal)
+    for why, amount in answer.excluded.items():
+        lines += _told("left out", f"{plural(amount, 'step')}: {why}", terminal) if amount else []
+    lines += _told(
+        "verified", "yes, on rehearsals" if answer.verified else "no: a percentile alone proves nothing", terminal
+    )
+    for caveat in answer.caveats:
+        lines += _told("note", caveat, terminal)
     return "\n".join(lines)
+
+
+def _told(term: str, text: str, terminal: Terminal) -> list[str]:
+    first, *more = _wrapped(text, terminal, TERM)
+    return [f"{term:<{TERM}}{first}", *(" " * TERM + line for line in more)]
+
+
+def _wrapped(text: str, terminal: Terminal, indent: int = 0) -> list[str]:
+    return [text] if terminal.width is None else textwrap.wrap(text, terminal.width - indent) or [""]
 
 
 def _headline(answer: Recommendation) -> str:
@@ -23,10 +43,6 @@ def _headline(answer: Recommendation) -> str:
     name = "clip_value" if answer.by == "value" else "max_norm"
     share = "" if answer.clipped_fraction is None else f", clips {answer.clipped_fraction:.0%} of these steps"
     return f"{name} = {answer.max_norm:.4g}   ({answer.mode}{share})"
-
-
-def _clip(measured_at: str) -> str:
-    return measured_at.replace("_", "-")
 
 
 def _thresholds(thresholds: tuple[Threshold, ...]) -> list[str]:
@@ -55,8 +71,9 @@ def _candidates(candidates: tuple[Candidate, ...]) -> list[str]:
     return [*rows, ""]
 
 
-def _layers(layers: tuple[LayerThreshold, ...]) -> list[str]:
+def _layers(layers: tuple[LayerThreshold, ...], terminal: Terminal) -> list[str]:
     if not layers:
         return []
-    rows = [f"{t.max_norm:>10.4g}  {t.clipped_fraction:>6.1%}  {t.layer}" for t in layers]
+    room = terminal.width and terminal.width - 20
+    rows = [f"{t.max_norm:>10.4g}  {t.clipped_fraction:>6.1%}  {elide(visible(t.layer), room)}" for t in layers]
     return [f"{'threshold':>10}  {'clips':>6}  layer", *rows, ""]

@@ -73,7 +73,7 @@
     let texts = null;
     const said = (count) => { $("filter-read").textContent = `${count} of ${rows.length} layers`; };
     const filter = () => {
-      texts ??= rows.map((row) => [...row.cells].slice(1, 6).map((c) => c.textContent).join(" ").toLowerCase());
+      texts ??= rows.map((row) => [...row.cells].slice(1, 4).map((c) => c.textContent).join(" ").toLowerCase());
       const wanted = $("filter").value.toLowerCase();
       rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); });
       said(rows.filter((row) => !row.hidden).length);
@@ -129,8 +129,15 @@
       pen.fillStyle = style.color; pen.textAlign = "right"; pen.textBaseline = "middle";
       const every = Math.ceil(rows.length * 14 / tall);
       for (let r = 0; r < rows.length; r += every) pen.fillText(cut(data.names[rows[r]], left - 8), left - 6, Math.max(7, (r + 0.5) * tall / rows.length));
-      pen.textBaseline = "top"; pen.textAlign = "left"; pen.fillText(`step ${data.first[0]}`, left, tall + 5);
-      pen.textAlign = "right"; pen.fillText(String(data.last[columns - 1]), width, tall + 5); pen.textAlign = "left"; pen.textBaseline = "alphabetic";
+      const marks = Math.min(columns - 1, Math.max(1, Math.floor((width - left) / 110)));
+      pen.textBaseline = "top";
+      for (let mark = 0; mark <= marks; mark++) {
+        const column = Math.round(mark * (columns - 1) / (marks || 1)), end = mark && mark === marks;
+        pen.textAlign = end ? "right" : mark ? "center" : "left";
+        const text = mark ? String(end ? data.last[column] : data.first[column]) : `step ${data.first[0]}`;
+        pen.fillText(text, end ? width : mark ? left + (column + 0.5) * wide : left, tall + 5);
+      }
+      pen.textAlign = "left"; pen.textBaseline = "alphabetic";
       if (at) {
         pen.lineWidth = 2; pen.strokeStyle = style.color;
         pen.strokeRect(left + at.column * wide - 1, at.row * tall / rows.length - 1, wide + 2, Math.max(tall / rows.length, 2) + 2);
