@@ -29,9 +29,7 @@ def install(session: Session) -> Patches:
     patches.handle(optimizer.register_optimizer_step_post_hook(functools.partial(_leave_step, session)))
     for name, make in (("scale", _scale), ("unscale_", _unscale), ("step", _scaled_step)):
         patches.attribute(torch.amp.GradScaler, name, functools.partial(make, session))
-    for kind in _schedulers(lr_scheduler.LRScheduler):
-        if "step" in vars(kind):
-            patches.attribute(kind, "step", functools.partial(_schedule, session))
+    _listen_to_schedules(session, patches)
     patches.attribute(dataloader._BaseDataLoaderIter, "__next__", functools.partial(_next_batch, session))
     patches.attribute(os, "_exit", functools.partial(_leave, session))
     patches.attribute(saved_tensors_hooks, "__enter__", functools.partial(_saving, session))
@@ -144,10 +142,21 @@ def _schedulers(kind: type) -> list[type]:
     return [kind, *(found for child in children for found in _schedulers(child))]
 
 
-def _schedule(session: Session, original: Call) -> Call:
+def _listen_to_schedules(session: Session, patches: Patches) -> None:
+    base = lr_scheduler.LRScheduler
+    inner = hasattr(base, "_update_lr")  # the end of `step`, which itself warns in the name of the line that calls it
+    patches.attribute(base, "_update_lr" if inner else "step", functools.partial(_schedule, session, int(inner)))
+    for kind in _schedulers(base)[1:]:
+        if "step" in vars(kind):
+            patches.attribute(kind, "step", functools.partial(_schedule, session, 0))
+
+
+def _schedule(session: Session, initial: int, original: Call) -> Call:
+    """`initial`: the count of steps when a scheduler takes the first one itself."""
+
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self, "_step_count", 0) and getattr(self, "optimizer", None) is not None:
+        if getattr(self, "_step_count", 0) > initial and getattr(self, "optimizer", None) is not None:
             session.scheduled(self.optimizer)
         return original(self, *args, **kwargs)
 
@@ -167,7 +176,7 @@ def _next_batch(session: Session, original: Call) -> Call:
 def _saving(session: Session, original: Call) -> Call:
     @functools.wraps(original)
     def __enter__(self: Any) -> Any:  # noqa: N807
-        session.saves_elsewhere = True
+        session.objective.saves_elsewhere = True
         return original(self)
 
     return __enter__
