@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+from gradscope.capture.distributed import local
 from gradscope.integrations.find import WIDEST
 
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 
 
 def nonfinite_activation(loss: torch.Tensor) -> int | None:
-    """The id of a parameter of the first layer with a nonfinite activation; None where none is kept.
+    """The id of a parameter of the first layer with a nonfinite activation, its nonfinite one if it has one itself.
+
+    None where no activation is kept.
 
     Looks at what autograd saved for the backward pass, in the order of the forward pass.
     """
@@ -22,9 +25,9 @@ def nonfinite_activation(loss: torch.Tensor) -> int | None:
         if node.name() in VIEWS:
             continue
         own = _leaves(node)
-        if any(not _finite(leaf) for leaf in own):
-            return id(own[0])
-        if any(not _finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
+        if (broken := next((leaf for leaf in own if not finite(leaf)), None)) is not None:
+            return id(broken)
+        if any(not finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
             made = before if before is not None else next(iter(own), None)
             return None if made is None else id(made)
         before = own[0] if own else before
@@ -40,8 +43,10 @@ def _leaves(node: Any) -> list[torch.Tensor]:
     return found
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.detach().isfinite().all())
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all values of it that this process holds are finite; waits for no other process."""
+    part = local(tensor.detach())
+    return part is None or bool(part.isfinite().all())
 
 
 def _nodes(root: Any) -> list[Any]:

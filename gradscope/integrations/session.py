@@ -311,11 +311,11 @@ class Session:
         for one in track.optimizers:
             self._by_optimizer.pop(id(one), None)
         self._fresh.clear()
-        self._open(stepped, [p for one in stepped for p in held(one)]).take_over(track)
         track.recorder.close()
         if track.recorder.writes:
             self.runs.remove(track.recorder.directory)
             shutil.rmtree(track.recorder.directory, ignore_errors=True)
+        self._open(stepped, [p for one in stepped for p in held(one)]).take_over(track)
 
     def _begun(self, recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Track:
         recorder.update_header(parameters=in_order(recorder.header.parameters, recorder.tensors, self._order))

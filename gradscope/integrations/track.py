@@ -12,6 +12,7 @@ import torch
 
 from gradscope.capture.recorder import Reading, Recorder
 from gradscope.integrations.holdings import held
+from gradscope.integrations.offender import finite
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
 from gradscope.runs import events
@@ -48,7 +49,7 @@ class Track:
         self._stepped: set[int] = set()
         self._hooked = False
         self._spare: list[int] = []
-        self._origin: int | None = None
+        self._origin: tuple[int, bool] | None = None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -105,9 +106,10 @@ class Track:
         self._before = self.sentinels.mark()
 
     def blame(self, origin: int | None) -> None:
-        """A nonfinite activation was found in the layer that owns the parameter with this id (None: none was)."""
-        if origin is not None and self._origin is None:
-            self._origin = self.parameters.get(origin)
+        """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
+        place = self.parameters.get(origin) if origin is not None else None
+        if place is not None and self._origin is None:
+            self._origin = place, not finite(self.recorder.tensors[place])
 
     def after_backward(self, loss: torch.Tensor | float | None, scale: float, batch: int | None) -> bool:
         """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by.
@@ -221,9 +223,12 @@ class Track:
             or (offender.went_first, offender.step) != ("loss", self.recorder.step - 1)
         ):
             return
-        layer = self.recorder.header.parameters[origin].layer
+        parameter, itself = self.recorder.header.parameters[origin[0]], origin[1]
+        name = parameter.name if itself else None
         self.recorder.update_header(
-            first_nonfinite=dataclasses.replace(offender, went_first="activation", layer=layer, parameter=None)
+            first_nonfinite=dataclasses.replace(
+                offender, went_first="activation", layer=parameter.layer, parameter=name
+            )
         )
 
     def _abandon(self) -> None:
