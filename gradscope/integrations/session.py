@@ -216,20 +216,23 @@ class Session:
     @guarded
     def scheduled(self, optimizer: torch.optim.Optimizer) -> None:
         """A learning-rate scheduler of `optimizer` moved on."""
-        if track := self.track_of(optimizer, begin=False):
+        if track := self._known(optimizer):
             track.order.schedule()
 
     def track_of(self, optimizer: torch.optim.Optimizer, *, begin: bool = True) -> Track | None:
         """The training that `optimizer` belongs to; a new one where it holds parameters that none knows."""
-        if track := self._by_optimizer.get(id(optimizer)):
-            return track
-        parameters = held(optimizer)
-        track = next((self._by_parameter[id(p)] for p in parameters if id(p) in self._by_parameter), None)
+        track = self._known(optimizer)
         if track is None and begin:
-            track = self._begin_track(parameters, optimizer)
+            track = self._begin_track(held(optimizer), optimizer)
         if track is not None and id(optimizer) not in self._by_optimizer:
             self._join(track, optimizer)
         return track
+
+    def _known(self, optimizer: torch.optim.Optimizer) -> Track | None:
+        """The training that `optimizer`, or what it wraps, belongs to."""
+        if track := self._by_optimizer.get(id(optimizer)):
+            return track
+        return next((self._by_parameter[id(p)] for p in held(optimizer) if id(p) in self._by_parameter), None)
 
     @guarded
     def register(self, optimizer: torch.optim.Optimizer) -> None:

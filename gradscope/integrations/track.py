@@ -78,11 +78,7 @@ class Track:
     @property
     def left_out(self) -> list[torch.optim.Optimizer]:
         """Optimizers that did not step at the very first step, though they were given gradients with the others."""
-        if self.recorder.step or not self._stepped:
-            return []
-        stepped = {id(p) for one in self.optimizers if id(one) in self._stepped for p in held(one)}
-        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
-        return [one for one in waiting if not any(id(p) in stepped for p in held(one))]
+        return self._waiting() if self._stepped and not self.recorder.step else []
 
     def take_over(self, other: Track) -> None:
         """Go on with the step that `other` is in, which was begun with more parameters than belong to it."""
@@ -179,9 +175,16 @@ class Track:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
         self._hooked = True
         self._stepped.add(id(optimizer))
-        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
-        if not any(p.grad is not None for one in waiting for p in held(one)):
+        if not any(p.grad is not None for one in self._waiting() for p in held(one)):
             self.finish_step(skipped=skipped)
+
+    def _waiting(self) -> list[torch.optim.Optimizer]:
+        """Optimizers that have not stepped, and whose parameters none has that did."""
+        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
+        if not waiting:
+            return []
+        stepped = {id(p) for one in self.optimizers if id(one) in self._stepped for p in held(one)}
+        return [one for one in waiting if not any(id(p) in stepped for p in held(one))]
 
     def finish_step(self, *, skipped: bool = False) -> None:
         """Write the row."""

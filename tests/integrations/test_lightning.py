@@ -91,6 +91,10 @@ def test_conformance(case: Case, tmp_path: Path) -> None:
     conformance.check(train, case, tmp_path)
 
 
+def test_two_models_one_after_the_other(tmp_path: Path) -> None:
+    conformance.check_two(train, tmp_path)
+
+
 class Adversaries(lightning.LightningModule):
     """Two optimizers, stepped by hand in turn."""
 

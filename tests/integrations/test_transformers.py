@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -110,10 +109,7 @@ def test_conformance(case: Case, tmp_path: Path) -> None:
 
 
 def test_two_models_one_after_the_other(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        outcome = train(conformance.PLAIN, tmp_path / name, True)
-        conformance.check_run(outcome.runs[0], conformance.PLAIN, conformance.plain_loop(conformance.PLAIN))
-        gc.collect()
+    conformance.check_two(train, tmp_path)
 
 
 def test_a_callback_in_a_loop_of_its_own_is_refused(tmp_path: Path) -> None:
