@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gradscope.capture.distributed import local
+from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import WIDEST
 
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+
+
+class Origin(NamedTuple):
+    """The parameter at `place` belongs to the layer whose activations broke first; `itself`: its own value is not finite."""
+
+    place: int
+    itself: bool
+
+
+def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
+    """Where a nonfinite loss, about to be differentiated, came from; None for a finite one or one that is on a device."""
+    if loss.device.type != "cpu" or loss.grad_fn is None or loss.numel() != 1 or math.isfinite(loss.item()):
+        return None
+    return origin_at(recorder, nonfinite_activation(loss))
+
+
+def origin_at(recorder: Recorder, parameter: int | None) -> Origin | None:
+    """The layer of the parameter with this id; None where it is none of the recorder's."""
+    place = recorder.places.get(parameter) if parameter is not None else None
+    return None if place is None else Origin(place, not finite(recorder.tensors[place]))
+
+
+def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
+    """The step just finished is the first with something nonfinite: its loss was, and before that what `origin` names."""
+    found = recorder.header.first_nonfinite
+    if origin is None or found is None or (found.went_first, found.step) != ("loss", recorder.step - 1):
+        return
+    parameter = recorder.header.parameters[origin.place]
+    name = parameter.name if origin.itself else None
+    recorder.update_header(
+        first_nonfinite=dataclasses.replace(found, went_first="activation", layer=parameter.layer, parameter=name)
+    )
 
 
 def nonfinite_activation(loss: torch.Tensor) -> int | None:

@@ -61,7 +61,7 @@ class Session:
         self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None
     ) -> None:
         self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
-        self.armed = True
+        self.armed, self.differentiating = True, False
         self.failure: str | None = None
         self.tracks: list[Track] = []
         self.runs: list[Path] = []
@@ -183,6 +183,8 @@ class Session:
     @guarded
     def enter_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's own step begins."""
+        if self.differentiating:
+            self.disarm("an optimizer steps inside backward(): no moment has all gradients of a step")
         self._running.append(id(optimizer))
 
     @guarded
@@ -274,7 +276,7 @@ class Session:
         if self.failure:
             return f"recording stopped: {self.failure}"
         if not self.backwards:
-            return "the script never called backward()"
+            return "the script never called backward(); processes that it starts itself are not recorded"
         if self.runs:
             return "gradients were computed, but no optimizer step was taken"
         return "gradients were computed, but no torch optimizer or clipping function used them"

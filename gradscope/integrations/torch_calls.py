@@ -39,19 +39,16 @@ def install(session: Session) -> Patches:
 
 
 def _backward(session: Session, original: Call) -> Call:
-    inside = False
-
     @functools.wraps(original)
     def run_backward(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside or not session.armed or not kwargs.get("accumulate_grad"):
+        if session.differentiating or not session.armed or not kwargs.get("accumulate_grad"):
             return original(roots, *args, **kwargs)
         session.before_backward(roots)
-        inside = True
+        session.differentiating = True
         try:
             result = original(roots, *args, **kwargs)
         finally:
-            inside = False
+            session.differentiating = False
         session.after_backward(roots)
         return result
 

@@ -12,7 +12,7 @@ import torch
 
 from gradscope.capture.recorder import Reading, Recorder
 from gradscope.integrations.holdings import held
-from gradscope.integrations.offender import finite
+from gradscope.integrations.offender import Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
 from gradscope.runs import events
@@ -49,7 +49,7 @@ class Track:
         self._stepped: set[int] = set()
         self._hooked = False
         self._spare: list[int] = []
-        self._origin: tuple[int, bool] | None = None
+        self._origin: Origin | None = None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -103,9 +103,7 @@ class Track:
 
     def blame(self, origin: int | None) -> None:
         """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
-        place = self.parameters.get(origin) if origin is not None else None
-        if place is not None and self._origin is None:
-            self._origin = place, not finite(self.recorder.tensors[place])
+        self._origin = self._origin or origin_at(self.recorder, origin)
 
     def after_backward(self, loss: torch.Tensor | float | None, scale: float, batch: int | None) -> bool:
         """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by.
@@ -194,7 +192,8 @@ class Track:
         if self._looks:
             self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
-        self._say_what_went_first()
+        say_what_went_first(self.recorder, self._origin)
+        self._origin = None
         self._usual_micro_steps = max(1, self.order.micro_step)
         self._begin()
 
@@ -217,22 +216,6 @@ class Track:
         self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
         self._looked = False
         self.scale, self.loss_scale = 1.0, None
-
-    def _say_what_went_first(self) -> None:
-        offender, origin, self._origin = self.recorder.header.first_nonfinite, self._origin, None
-        if (
-            origin is None
-            or offender is None
-            or (offender.went_first, offender.step) != ("loss", self.recorder.step - 1)
-        ):
-            return
-        parameter, itself = self.recorder.header.parameters[origin[0]], origin[1]
-        name = parameter.name if itself else None
-        self.recorder.update_header(
-            first_nonfinite=dataclasses.replace(
-                offender, went_first="activation", layer=parameter.layer, parameter=name
-            )
-        )
 
     def _abandon(self) -> None:
         """The gradients were thrown away. Where no optimizer steps that is how a step ends; else it was left out."""

@@ -178,6 +178,15 @@ def _replaceable() -> list[object]:
     ]
 
 
+def check_offender(run: Run) -> None:
+    """A NaN in the fourth batch of two a step was seen where it came in."""
+    found = run.header.first_nonfinite
+    assert found is not None
+    assert (found.step, found.micro_step, found.batch) == (1, 1, 3)
+    assert (found.went_first, found.parameter) == ("activation", None)
+    assert found.layer.endswith("0")
+
+
 def check_run(run: Run, case: Case, expected: Expected) -> None:
     """The run that was recorded of `case` says what the reference does."""
     assert run.step.tolist() == list(range(len(expected.norms)))
