@@ -61,7 +61,7 @@ class Session:
         self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None
     ) -> None:
         self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
-        self.armed, self.differentiating = True, False
+        self.armed, self.differentiating, self.compiled_step = True, False, False
         self.failure: str | None = None
         self.tracks: list[Track] = []
         self.runs: list[Path] = []
@@ -104,6 +104,9 @@ class Session:
         for track in self.tracks[:]:
             if track.left_out:
                 self._part(track)
+            if self.compiled_step:
+                track.stepped_unseen()
+        self.compiled_step = False
         self._marks = {id(one): mark_of(one) for one in self._free()}
         if self._marks or self.backwards == 1:
             self._order = forward_order(roots)

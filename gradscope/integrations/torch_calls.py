@@ -65,7 +65,10 @@ def _new_optimizer(session: Session, original: Call) -> Call:
 
 
 def _enter_step(session: Session, optimizer: Any, args: Any, kwargs: Any) -> Any:
-    if torch.compiler.is_compiling() or not session.armed:
+    if torch.compiler.is_compiling():
+        session.compiled_step = True  # the compiler repeats this whenever the compiled code runs
+        return None
+    if not session.armed:
         return None
     session.enter_step(optimizer)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

@@ -184,6 +184,11 @@ class Track:
         stepped = {id(p) for one in self.optimizers if id(one) in self._stepped for p in held(one)}
         return [one for one in waiting if not any(id(p) in stepped for p in held(one))]
 
+    def stepped_unseen(self) -> None:
+        """A compiled step may have used the gradients since the last backward."""
+        if self.order.micro_step and self.recorder.reading is not None:
+            self.finish_step()
+
     def finish_step(self, *, skipped: bool = False) -> None:
         """Write the row."""
         rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]

@@ -227,3 +227,28 @@ def test_the_layers_are_in_the_order_of_the_forward_pass(tmp_path: Path) -> None
     optimizer.step()
     """
     assert [layer.name for layer in record(tmp_path, body).run.layers] == ["first", "middle", "last"]
+
+
+@pytest.mark.parametrize("compiled", ["model", "step", "clip"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_compiles(compiled: str, tmp_path: Path) -> None:
+    body = f"""
+    run = torch.compile(model, backend="eager") if {compiled == "model"} else model
+    optimizer = torch.optim.SGD(run.parameters(), lr=0.05)
+    clip = lambda: nn.utils.clip_grad_norm_(params, 3.0)
+    clip = torch.compile(clip, backend="eager") if {compiled == "clip"} else clip
+    step = torch.compile(lambda: optimizer.step(), backend="eager") if {compiled == "step"} else optimizer.step
+    for i in range(5):
+        optimizer.zero_grad()
+        loss = loss_of(run, i)
+        loss.backward()
+        seen["losses"].append(loss.item())
+        seen["norms"].append(norm_of(model))
+        if {compiled != "step"}:
+            clip()
+        step()
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.loss, done.seen["losses"], rtol=1e-6)
+    assert done.run.header.parameters[0].name == "0.weight"
