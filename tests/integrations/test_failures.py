@@ -121,7 +121,6 @@ def test_steps_inside_the_backward_pass_are_not_recorded(tmp_path: Path) -> None
     done = record(tmp_path, body)
     assert "inside backward()" in str(done.recorded.missing)
     assert done.recorded.exit_code == 0
-    assert done.seen["losses"][-1] < done.seen["losses"][0]
     assert done.runs == []
 
 
