@@ -43,7 +43,7 @@ def describe(model: Models, optimizers: Sequence[torch.optim.Optimizer] = ()) ->
     for order, (layer, module) in enumerate(layer_modules(model).items()):
         for name, tensor in module.named_parameters(recurse=False):
             full = f"{layer}.{name}" if layer else name
-            known = found.setdefault(id(tensor), _Found(tensor, [], layer, type(module).__name__, order))
+            known = found.setdefault(id(tensor), _Found(tensor, [], layer, _kind(module), order))
             known.names.append(full)
     for i, held in enumerate(_held(optimizers)):
         if id(held) not in found:
@@ -69,12 +69,18 @@ def clean_name(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
+def _kind(module: nn.Module) -> str:
+    """The module's own class; `fully_shard` puts one of its own in front of that."""
+    kind = type(module)
+    return kind.__bases__[-1].__name__ if kind.__bases__[0].__name__ == "FSDPModule" else kind.__name__
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own model inside torch.compile, DataParallel and DistributedDataParallel."""
+    """The user's own model inside torch.compile, DataParallel, DistributedDataParallel and Lightning's Fabric."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif isinstance(inner := getattr(model, "_orig_mod", getattr(model, "_original_module", None)), nn.Module):
             model = inner
         else:
             return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,22 @@ class Norms:
     def total(self) -> float:
         """L2 norm of all of them together; NaN without any gradient."""
         return root_sum_square(self.norm[self.present])
+
+    def of(self, places: Sequence[int]) -> Norms:
+        """The norms of the tensors at these places."""
+        chosen = np.asarray(places, int)
+        return Norms(self.norm[chosen], self.peak[chosen], self.present[chosen], self.nonfinite[chosen])
+
+    def without(self, places: Sequence[int]) -> Norms:
+        """The norms as if the tensors at these places had no gradient."""
+        found = Norms(self.norm.copy(), self.peak.copy(), self.present.copy(), self.nonfinite.copy())
+        found.norm[places], found.peak[places], found.present[places], found.nonfinite[places] = (
+            np.nan,
+            np.nan,
+            False,
+            0,
+        )
+        return found
 
     def divided(self, scale: float) -> Norms:
         """The norms of the gradients divided by `scale`."""

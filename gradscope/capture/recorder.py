@@ -136,13 +136,18 @@ class Recorder:
         reading = self._reading or self.last
         return reading.global_norm if reading else math.nan
 
-    def observe(self, loss: torch.Tensor | float, *, batch: int | None = None) -> None:
-        """Take the loss of one micro-step; a row holds the mean of its micro-steps. `batch`: the batch's position."""
+    def observe(self, loss: torch.Tensor | float | None, *, batch: int | None = None) -> None:
+        """Take the loss of one micro-step, None where it is unknown; a row holds the mean of its micro-steps.
+
+        `batch`: the batch's position.
+        """
+        self._batches.append(batch)
+        if loss is None:
+            return
         if isinstance(loss, torch.Tensor):
             loss = loss.detach()
             loss = loss.item() if loss.device.type == "cpu" else loss.clone()
         self._losses.append(loss)
-        self._batches.append(batch)
 
     def measure(self, *, scale: float = 1.0, max_norm: float | None = None, loss_scale: float | None = None) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
@@ -182,6 +187,12 @@ class Recorder:
     def abandon(self) -> None:
         """Forget what was observed and read in this step: it is not taken."""
         self._reading, self._losses, self._batches, self._lr = None, [], [], ()
+
+    def hand_on(self, other: Recorder, places: Sequence[int]) -> None:
+        """Give this step, as far as it is known, to a recorder of some of these parameters, which are at `places`."""
+        other._losses, other._batches, other._lr = self._losses, self._batches, self._lr
+        if self._reading is not None:
+            other.take(dataclasses.replace(self._reading, norms=self._reading.norms.of(places)))
 
     def release_optimizers(self) -> None:
         """Hold no optimizer from now on, so that it can be freed; `finish_step` is then told the learning rates."""

@@ -82,7 +82,7 @@ class Rows:
             max_norm=reading.max_norm,
             skipped=row.skipped,
             nonfinite=nonfinite,
-            micro_steps=max(1, len(losses)),
+            micro_steps=max(1, len(row.batches)),
         )
         if (nonfinite or not all(map(math.isfinite, losses))) and self.writer.header.first_nonfinite is None:
             offender = first_offender(row, losses, self.writer.header.parameters)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradscope.cli.options import tell
 from gradscope.errors import NothingMeasuredError, UsageError
 
 if TYPE_CHECKING:
@@ -39,29 +38,32 @@ def record_command(
         raise UsageError(
             f"no option {script[0]}; options of the script come after it: gradscope record [OPTIONS] SCRIPT ..."
         )
+    from gradscope.integrations.say import say
     from gradscope.integrations.script import record_script
 
     recorded = record_script(script, module=module, name=name, every=every, max_rows=max_rows)
     if recorded.runs and recorded.missing is None:
         _show(recorded)
     elif recorded.missing is None:
-        pass  # another rank writes the run, and shows it
+        pass  # another process writes the run, and shows it
     elif recorded.exit_code == 0:
         raise NothingMeasuredError(f"nothing was recorded: {recorded.missing}")
     else:
-        tell(f"gradscope: nothing was recorded: {recorded.missing}")
+        say(f"gradscope: nothing was recorded: {recorded.missing}")
     raise typer.Exit(recorded.exit_code)
 
 
 def _show(recorded: Recorded) -> None:
     """The report on stderr: stdout is the script's. Whatever goes wrong here does not change how the script ended."""
+    from gradscope.integrations.say import say
+
     try:
-        tell("\n" + _report(recorded.runs[0]))
+        say("\n" + _report(recorded.runs[0]))
     except Exception as error:
-        tell(f"gradscope: the run is recorded, its report failed ({type(error).__name__}: {error})")
+        say(f"gradscope: the run is recorded, its report failed ({type(error).__name__}: {error})")
     for run in recorded.runs:
-        tell(f"recorded {run}")
-    tell(f"next: gradscope report {recorded.runs[0].name} --open")
+        say(f"recorded {run}")
+    say(f"next: gradscope report {recorded.runs[0].name} --open")
 
 
 def _report(run: Path) -> str:

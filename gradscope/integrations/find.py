@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from gradscope.capture.describe import clean_name, unwrap
+from gradscope.runs.schema import Parameter
 
 WIDEST = 200_000
 """Nodes of an autograd graph after which the walk gives up: order is registration order then."""
@@ -93,3 +96,19 @@ def forward_order(outputs: Iterable[Any]) -> dict[int, int]:
         if len(seen) > WIDEST:
             return {}
     return first
+
+
+def in_order(
+    parameters: Sequence[Parameter], tensors: Sequence[torch.Tensor], first: dict[int, int]
+) -> tuple[Parameter, ...]:
+    """The parameters with their layers in the order in which the forward pass met their tensors (see `forward_order`)."""
+    places: dict[str, float] = {}
+    last = -1.0
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        if id(tensor) in first:
+            last = first[id(tensor)]
+            places[parameter.layer] = min(places.get(parameter.layer, math.inf), last)
+        else:
+            places.setdefault(parameter.layer, last)
+    ranks = {layer: rank for rank, layer in enumerate(sorted(places, key=lambda layer: places[layer]))}
+    return tuple(dataclasses.replace(one, order=ranks[one.layer]) for one in parameters)

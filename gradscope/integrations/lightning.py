@@ -10,6 +10,7 @@ import torch
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import models_of
 from gradscope.integrations.headers import ending_of, new_header
+from gradscope.integrations.offender import Origin, origin_of, say_what_went_first
 from gradscope.runs.catalogue import new_run_directory
 
 try:
@@ -36,6 +37,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         self._recorders: dict[int, Recorder] = {}
         self._losses: list[tuple[torch.Tensor, int]] = []
         self._pending: tuple[Recorder, list[float], bool] | None = None
+        self._origin: Origin | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open a recorder an optimizer."""
@@ -59,6 +61,8 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         self._losses.append((loss.detach() / scale if scale != 1.0 else loss.detach(), trainer.fit_loop.batch_idx))
+        if self._origin is None and self._recorders:
+            self._origin = next(filter(None, (origin_of(one, loss) for one in self._recorders.values())), None)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradients: they are unscaled by now, and not clipped yet."""
@@ -96,7 +100,8 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         if self._pending is not None:
             recorder, rates, skipped = self._pending
             recorder.finish_step(skipped=skipped, lr=rates)
-            self._pending = None
+            say_what_went_first(recorder, self._origin)
+            self._pending = self._origin = None
 
     def _close(self, error: BaseException | None) -> None:
         if error is None:

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from gradscope.capture.distributed import local
+from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import WIDEST
 
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 
 
+class Origin(NamedTuple):
+    """The parameter at `place` belongs to the layer whose activations broke first; `itself`: its own value is not finite."""
+
+    place: int
+    itself: bool
+
+
+def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
+    """Where a nonfinite loss, about to be differentiated, came from; None for a finite one or one that is on a device."""
+    if loss.device.type != "cpu" or loss.grad_fn is None or loss.numel() != 1 or math.isfinite(loss.item()):
+        return None
+    return origin_at(recorder, nonfinite_activation(loss))
+
+
+def origin_at(recorder: Recorder, parameter: int | None) -> Origin | None:
+    """The layer of the parameter with this id; None where it is none of the recorder's."""
+    place = recorder.places.get(parameter) if parameter is not None else None
+    return None if place is None else Origin(place, not finite(recorder.tensors[place]))
+
+
+def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
+    """The step just finished is the first with something nonfinite: its loss was, and before that what `origin` names."""
+    found = recorder.header.first_nonfinite
+    if origin is None or found is None or (found.went_first, found.step) != ("loss", recorder.step - 1):
+        return
+    parameter = recorder.header.parameters[origin.place]
+    name = parameter.name if origin.itself else None
+    recorder.update_header(
+        first_nonfinite=dataclasses.replace(found, went_first="activation", layer=parameter.layer, parameter=name)
+    )
+
+
 def nonfinite_activation(loss: torch.Tensor) -> int | None:
-    """The id of a parameter of the first layer with a nonfinite activation; None where none is kept.
+    """The id of a parameter of the first layer with a nonfinite activation, its nonfinite one if it has one itself.
+
+    None where no activation is kept.
 
     Looks at what autograd saved for the backward pass, in the order of the forward pass.
     """
@@ -22,9 +60,9 @@ def nonfinite_activation(loss: torch.Tensor) -> int | None:
         if node.name() in VIEWS:
             continue
         own = _leaves(node)
-        if any(not _finite(leaf) for leaf in own):
-            return id(own[0])
-        if any(not _finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
+        if (broken := next((leaf for leaf in own if not finite(leaf)), None)) is not None:
+            return id(broken)
+        if any(not finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
             made = before if before is not None else next(iter(own), None)
             return None if made is None else id(made)
         before = own[0] if own else before
@@ -40,8 +78,10 @@ def _leaves(node: Any) -> list[torch.Tensor]:
     return found
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.detach().isfinite().all())
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all values of it that this process holds are finite; waits for no other process."""
+    part = local(tensor.detach())
+    return part is None or bool(part.isfinite().all())
 
 
 def _nodes(root: Any) -> list[Any]:

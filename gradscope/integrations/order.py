@@ -58,12 +58,17 @@ class OrderNotes:
         if key not in self._known:
             self._known[key] = {id(one) for one in clipped}
 
+    @property
+    def clipped(self) -> set[int]:
+        """The ids of what was clipped since the last step."""
+        return set[int]().union(*(self._known[part] for part in self._parts))
+
     def step(self, optimizer: torch.optim.Optimizer, name_of: Callable[[torch.Tensor], str]) -> None:
         """The optimizer is about to use its gradients."""
         parts = (id(optimizer), *self._parts)
         if not self._parts or parts in self._complete:
             return
-        clipped = set[int]().union(*(self._known[part] for part in self._parts))
+        clipped = self.clipped
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if left := [tensor for tensor in held if id(tensor) not in clipped]:
             self.take(events.CLIP_SUBSET, name_of(left[0]), len(left))

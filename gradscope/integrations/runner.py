@@ -17,6 +17,7 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from gradscope.errors import UsageError
+from gradscope.integrations.say import say
 
 OWN_FOLDER = str(Path(__file__).parent.parent)
 INTERRUPTED = 130
@@ -175,5 +176,5 @@ def _join_threads() -> None:
 def _exit_code(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return int(error.code or 0)
-    sys.stderr.write(f"{error.code}\n")
+    say(str(error.code))
     return 1

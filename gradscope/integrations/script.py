@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradscope.integrations.runner import Finish, run_program
+from gradscope.integrations.say import say
 
 if TYPE_CHECKING:
     from gradscope.integrations.patches import Patches
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 class Recorded:
     """What came of it. `exit_code` is the script's own; `runs` one directory a training, the first the one to look at.
 
-    `missing`: why no step was recorded, where none was. Both are empty where another rank of the training writes the run.
+    `missing`: why no step was recorded, where none was. Both are empty where another process writes the run: another rank
+    of the training, or the parent of a forked child that ran on to the end of the script.
     """
 
     exit_code: int
@@ -47,8 +50,11 @@ def record_script(
         UsageError: there is no such script or module.
     """
     recording = _Recording(argv, module, name, every, max_rows, (root or Path.cwd()).absolute())
+    process = os.getpid()
     with recording:
         finish = run_program(argv[0], argv[1:], module=module, on_end=recording.end)
+    if os.getpid() != process:
+        return Recorded(finish.exit_code)
     return Recorded(finish.exit_code, recording.runs, recording.missing)
 
 
@@ -104,7 +110,7 @@ class _Recording:
             self._patches = install(self._session)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
-            sys.stderr.write(f"gradscope: nothing is recorded, the script goes on ({self._failure})\n")
+            say(f"gradscope: nothing is recorded, the script goes on ({self._failure})")
 
     def _header(self) -> Header:
         from gradscope.integrations.headers import new_header

@@ -25,9 +25,12 @@ class Sentinels:
     Their values are read where that needs no device to be waited for; elsewhere only whether they were written to.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor], parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], parameters: Sequence[Parameter], live: Iterable[int] | None = None
+    ) -> None:
+        """`live`: the places of those that get gradients, by default of those that have one now."""
         self._tensors = tensors
-        live = [i for i, tensor in enumerate(tensors) if tensor.grad is not None]
+        live = [i for i, tensor in enumerate(tensors) if tensor.grad is not None] if live is None else [*map(int, live)]
         self._small = np.array([i for i in live if tensors[i].numel() <= SMALL] or live[:1], int)
         earliest = min((parameters[i].order for i in live), default=0)
         first = [i for i in live if parameters[i].order == earliest]

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import math
 import os
-import sys
+import shutil
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +17,15 @@ import torch
 
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.recorder import Recorder
-from gradscope.integrations.find import forward_order, models_of
-from gradscope.integrations.offender import nonfinite_activation
-from gradscope.integrations.sentinels import Mark, mark
+from gradscope.integrations.find import forward_order, in_order, models_of
+from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
+from gradscope.integrations.objective import Loss, Objective
+from gradscope.integrations.say import say
+from gradscope.integrations.sentinels import Mark
 from gradscope.integrations.track import Track
 from gradscope.runs import events
 from gradscope.runs.catalogue import new_run_directory
-from gradscope.runs.schema import Ending, Header, Parameter
+from gradscope.runs.schema import Ending, Header
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,7 +61,7 @@ class Session:
         self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None
     ) -> None:
         self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
-        self.armed = True
+        self.armed, self.differentiating, self.compiled_step = True, False, False
         self.failure: str | None = None
         self.tracks: list[Track] = []
         self.runs: list[Path] = []
@@ -70,23 +72,19 @@ class Session:
         self._optimizers = Registry()
         self._by_parameter: dict[int, Track] = {}
         self._by_optimizer: dict[int, Track] = {}
-        self._loose = deque[tuple[torch.Tensor | float, float, int | None]](maxlen=MOST_LOOSE)
+        self._loose = deque[tuple[Loss, float, int | None]](maxlen=MOST_LOOSE)
         self._order: dict[int, int] = {}
         self._marks: dict[int, Mark] = {}
         self._fresh: set[int] = set()
-        self._scaler: Any = None
-        self._unscaled: tuple[Any, Any] = (None, None)
+        self.objective = Objective()
         self._running: list[int] = []
         self._closures = 0
         self._over: list[Track] = []
-        self.saves_elsewhere = False
-        self._origin: int | None = None
-        self._loss: torch.Tensor | float = math.nan
 
     def disarm(self, why: str) -> None:
         """Stop recording for good."""
         self.armed, self.failure = False, why
-        sys.stderr.write(f"gradscope: recording stopped, the script goes on ({why})\n")
+        say(f"gradscope: recording stopped, the script goes on ({why})")
         for track in self.tracks:
             track.recorder.close(Ending("interrupted", track.recorder.step, f"recording stopped: {why}"))
             self._count(track)
@@ -94,7 +92,7 @@ class Session:
     @guarded
     def scaling(self, scaler: Any, loss: Any, scaled: Any) -> None:
         """A gradient scaler has multiplied `loss`, which gave `scaled`."""
-        self._scaler, self._unscaled = scaler, (loss, scaled)
+        self.objective.scaling(scaler, loss, scaled)
 
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> None:
@@ -103,27 +101,27 @@ class Session:
         self._put_away()
         if not self._closures:
             self._running.clear()
-        self._marks = {id(one): _mark(one) for one in self._free()}
+        for track in self.tracks[:]:
+            if track.left_out:
+                self._part(track)
+            if self.compiled_step:
+                track.stepped_unseen()
+        self.compiled_step = False
+        self._marks = {id(one): mark_of(one) for one in self._free()}
         if self._marks or self.backwards == 1:
             self._order = forward_order(roots)
         for track in self.tracks:
             track.before_backward()
-        root = self._root(roots)
-        self._loss = _value(root)
-        broken = isinstance(self._loss, float) and not math.isfinite(self._loss) and isinstance(root, torch.Tensor)
-        self._origin = nonfinite_activation(root) if broken and not self.saves_elsewhere else None
+        self.objective.begin(roots)
 
     @guarded
     def after_backward(self, roots: Sequence[Any]) -> None:
         """Gradients were computed from `roots`."""
-        scaler, self._scaler = self._scaler, None
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        loss = self._loss / (scale if roots[0] is not self._unscaled[1] else 1.0)
-        self._unscaled = (None, None)
+        loss, scale = self.objective.end(roots)
         for track in self.tracks:
-            track.blame(self._origin)
+            track.blame(self.objective.origin)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
-        fresh = {id(one) for one in self._free() if self._marks.get(id(one)) != _mark(one)}
+        fresh = {id(one) for one in self._free() if self._marks.get(id(one)) != mark_of(one)}
         self._fresh |= fresh
         if fresh or not (any(received) or self._free()):
             self._loose.append((loss, scale, self.batch))
@@ -136,13 +134,6 @@ class Session:
             return self.tracks[:]
         return list(dict.fromkeys(self._by_parameter[id(t)] for t in tensors if id(t) in self._by_parameter))
 
-    def _root(self, roots: Sequence[Any]) -> Any:
-        """The loss that gradients come from, without the loss scale where that is known; None if there are several."""
-        if len(roots) != 1:
-            return None
-        loss, scaled = self._unscaled
-        return loss if roots[0] is scaled else roots[0]
-
     @guarded
     def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> list[Track]:
         """The script is about to clip the gradients of `tensors`; returns the trainings they belong to."""
@@ -151,6 +142,7 @@ class Session:
         if not tracks and self._begin_track(tensors):
             tracks = self._owners(tensors)
         for track in tracks:
+            track.forget_stale()
             track.order.clip(limit, track.sentinels, track.scale, raises)
             track.order.covers(tensors)
         return tracks
@@ -180,7 +172,10 @@ class Session:
     def owners(self, gradients: Sequence[torch.Tensor]) -> list[Track]:
         """The trainings that all their gradients are among `gradients`."""
         given = {id(one) for one in gradients}
-        return [track for track in self.tracks if track.gradients() <= given]
+        tracks = [track for track in self.tracks if track.gradients() <= given]
+        for track in tracks:
+            track.forget_stale()
+        return tracks
 
     @guarded
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
@@ -191,6 +186,8 @@ class Session:
     @guarded
     def enter_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's own step begins."""
+        if self.differentiating:
+            self.disarm("an optimizer steps inside backward(): no moment has all gradients of a step")
         self._running.append(id(optimizer))
 
     @guarded
@@ -203,7 +200,10 @@ class Session:
     def after_step(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
         outermost = self._outermost(optimizer)
-        self._running = [key for key in self._running if key != id(optimizer)]
+        if id(optimizer) in self._running:
+            self._running.reverse()
+            self._running.remove(id(optimizer))
+            self._running.reverse()
         self._loose.clear()
         self.steps_seen += 1
         if outermost and (track := self.track_of(optimizer)):
@@ -221,20 +221,23 @@ class Session:
     @guarded
     def scheduled(self, optimizer: torch.optim.Optimizer) -> None:
         """A learning-rate scheduler of `optimizer` moved on."""
-        if track := self.track_of(optimizer, begin=False):
+        if track := self._known(optimizer):
             track.order.schedule()
 
     def track_of(self, optimizer: torch.optim.Optimizer, *, begin: bool = True) -> Track | None:
         """The training that `optimizer` belongs to; a new one where it holds parameters that none knows."""
-        if track := self._by_optimizer.get(id(optimizer)):
-            return track
-        held = _held(optimizer)
-        track = next((self._by_parameter[id(p)] for p in held if id(p) in self._by_parameter), None)
+        track = self._known(optimizer)
         if track is None and begin:
-            track = self._begin_track(held, optimizer)
+            track = self._begin_track(held(optimizer), optimizer)
         if track is not None and id(optimizer) not in self._by_optimizer:
             self._join(track, optimizer)
         return track
+
+    def _known(self, optimizer: torch.optim.Optimizer) -> Track | None:
+        """The training that `optimizer`, or what it wraps, belongs to."""
+        if track := self._by_optimizer.get(id(optimizer)):
+            return track
+        return next((self._by_parameter[id(p)] for p in held(optimizer) if id(p) in self._by_parameter), None)
 
     @guarded
     def register(self, optimizer: torch.optim.Optimizer) -> None:
@@ -276,7 +279,7 @@ class Session:
         if self.failure:
             return f"recording stopped: {self.failure}"
         if not self.backwards:
-            return "the script never called backward()"
+            return "the script never called backward(); processes that it starts itself are not recorded"
         if self.runs:
             return "gradients were computed, but no optimizer step was taken"
         return "gradients were computed, but no torch optimizer or clipping function used them"
@@ -291,11 +294,14 @@ class Session:
     ) -> Track | None:
         """Open a recorder for the optimizers that hold gradients, or for `tensors` where nothing else holds them."""
         chosen = [one for one in self._free() if one is optimizer or id(one) in self._fresh]
-        parameters = [p for one in chosen for p in _held(one)] or list(tensors)
+        parameters = [p for one in chosen for p in held(one)] or list(tensors)
         if not any(p.grad is not None for p in parameters):
             return None
-        elsewhere = {id(p) for one in self._optimizers if one not in chosen for p in _held(one)}
-        holders: Any = chosen or [_ByHand(parameters)]
+        return self._open(chosen, parameters)
+
+    def _open(self, chosen: list[torch.optim.Optimizer], parameters: list[torch.Tensor]) -> Track:
+        elsewhere = {id(p) for one in self._optimizers if one not in chosen for p in held(one)}
+        holders: Any = chosen or [ByHand(parameters)]
         recorder = Recorder(
             models_of(parameters, elsewhere),
             holders,
@@ -306,8 +312,21 @@ class Session:
         )
         return self._begun(recorder, chosen)
 
+    def _part(self, track: Track) -> None:
+        """The first backward gave gradients to optimizers that did not step with the others: they train apart."""
+        stepped = [one for one in track.optimizers if one not in track.left_out]
+        self._forget(track)
+        for one in track.optimizers:
+            self._by_optimizer.pop(id(one), None)
+        self._fresh.clear()
+        track.recorder.close()
+        if track.recorder.writes:
+            self.runs.remove(track.recorder.directory)
+            shutil.rmtree(track.recorder.directory, ignore_errors=True)
+        self._open(stepped, [p for one in stepped for p in held(one)]).take_over(track)
+
     def _begun(self, recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Track:
-        recorder.update_header(parameters=_ordered(recorder, self._order))
+        recorder.update_header(parameters=in_order(recorder.header.parameters, recorder.tensors, self._order))
         if not optimizers:
             recorder.update_header(optimizer=None)
         recorder.release_optimizers()
@@ -328,7 +347,9 @@ class Session:
         return [one for one in self._optimizers if id(one) not in self._by_optimizer]
 
     def _outermost(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether no other optimizer of the same training is calling this one from its own step."""
+        """Whether no other optimizer of the same training, and no `step` of a subclass, is calling this one."""
+        if self._running.count(id(optimizer)) > 1:
+            return False
         if not self._running or self._running[0] == id(optimizer):
             return True
         first = self._by_optimizer.get(self._running[0])
@@ -350,67 +371,16 @@ class Session:
         while self._over:
             track = self._over.pop()
             if not track.optimizers and track in self.tracks:
-                self.tracks.remove(track)
-                for key in track.parameters:
-                    self._by_parameter.pop(key, None)
+                self._forget(track)
                 self._close(track, None)
+
+    def _forget(self, track: Track) -> None:
+        self.tracks.remove(track)
+        for key in track.parameters:
+            self._by_parameter.pop(key, None)
 
     def _new_directory(self) -> Path | None:
         if rank() != 0:
             return None
         name = self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"
         return new_run_directory(name, self.root)
-
-
-class Registry:
-    """The optimizers that are alive, in the order in which they were made."""
-
-    def __init__(self) -> None:
-        self._references: list[weakref.ref[torch.optim.Optimizer]] = []
-
-    def add(self, optimizer: torch.optim.Optimizer) -> None:
-        """Remember one more."""
-        self._references = [reference for reference in self._references if reference() is not None]
-        self._references.append(weakref.ref(optimizer))
-
-    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
-        return (one for reference in self._references if (one := reference()) is not None)
-
-
-class _ByHand:
-    """Stands for the optimizer of a script that has none, so that parameters no module owns are recorded too."""
-
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
-        self.param_groups = [{"params": list(parameters)}]
-        self.defaults: dict[str, Any] = {}
-
-
-def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _mark(optimizer: torch.optim.Optimizer) -> Mark:
-    """Changes when any of its gradients is written to, replaced or removed."""
-    return mark(p.grad for p in _held(optimizer))
-
-
-def _value(loss: Any) -> torch.Tensor | float:
-    """A scalar loss: a number, or a tensor without its graph where a device would have to be waited for; else NaN."""
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        return math.nan
-    return float(loss.item()) if loss.device.type == "cpu" else loss.detach()
-
-
-def _ordered(recorder: Recorder, first: dict[int, int]) -> tuple[Parameter, ...]:
-    """The parameters with their layers in the order in which the forward pass met them."""
-    parameters = recorder.header.parameters
-    places: dict[str, float] = {}
-    last = -1.0
-    for parameter, tensor in zip(parameters, recorder.tensors, strict=True):
-        if id(tensor) in first:
-            last = first[id(tensor)]
-            places[parameter.layer] = min(places.get(parameter.layer, math.inf), last)
-        else:
-            places.setdefault(parameter.layer, last)
-    ranks = {layer: rank for rank, layer in enumerate(sorted(places, key=lambda layer: places[layer]))}
-    return tuple(dataclasses.replace(one, order=ranks[one.layer]) for one in parameters)

@@ -29,9 +29,7 @@ def install(session: Session) -> Patches:
     patches.handle(optimizer.register_optimizer_step_post_hook(functools.partial(_leave_step, session)))
     for name, make in (("scale", _scale), ("unscale_", _unscale), ("step", _scaled_step)):
         patches.attribute(torch.amp.GradScaler, name, functools.partial(make, session))
-    for kind in _schedulers(lr_scheduler.LRScheduler):
-        if "step" in vars(kind):
-            patches.attribute(kind, "step", functools.partial(_schedule, session))
+    _listen_to_schedules(session, patches)
     patches.attribute(dataloader._BaseDataLoaderIter, "__next__", functools.partial(_next_batch, session))
     patches.attribute(os, "_exit", functools.partial(_leave, session))
     patches.attribute(saved_tensors_hooks, "__enter__", functools.partial(_saving, session))
@@ -41,19 +39,16 @@ def install(session: Session) -> Patches:
 
 
 def _backward(session: Session, original: Call) -> Call:
-    inside = False
-
     @functools.wraps(original)
     def run_backward(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside or not session.armed or not kwargs.get("accumulate_grad"):
+        if session.differentiating or not session.armed or not kwargs.get("accumulate_grad"):
             return original(roots, *args, **kwargs)
         session.before_backward(roots)
-        inside = True
+        session.differentiating = True
         try:
             result = original(roots, *args, **kwargs)
         finally:
-            inside = False
+            session.differentiating = False
         session.after_backward(roots)
         return result
 
@@ -70,7 +65,10 @@ def _new_optimizer(session: Session, original: Call) -> Call:
 
 
 def _enter_step(session: Session, optimizer: Any, args: Any, kwargs: Any) -> Any:
-    if torch.compiler.is_compiling() or not session.armed:
+    if torch.compiler.is_compiling():
+        session.compiled_step = True  # the compiler repeats this whenever the compiled code runs
+        return None
+    if not session.armed:
         return None
     session.enter_step(optimizer)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -144,10 +142,21 @@ def _schedulers(kind: type) -> list[type]:
     return [kind, *(found for child in children for found in _schedulers(child))]
 
 
-def _schedule(session: Session, original: Call) -> Call:
+def _listen_to_schedules(session: Session, patches: Patches) -> None:
+    base = lr_scheduler.LRScheduler
+    inner = hasattr(base, "_update_lr")  # the end of `step`, which itself warns in the name of the line that calls it
+    patches.attribute(base, "_update_lr" if inner else "step", functools.partial(_schedule, session, int(inner)))
+    for kind in _schedulers(base)[1:]:
+        if "step" in vars(kind):
+            patches.attribute(kind, "step", functools.partial(_schedule, session, 0))
+
+
+def _schedule(session: Session, initial: int, original: Call) -> Call:
+    """`initial`: the count of steps when a scheduler takes the first one itself."""
+
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self, "_step_count", 0) and getattr(self, "optimizer", None) is not None:
+        if getattr(self, "_step_count", 0) > initial and getattr(self, "optimizer", None) is not None:
             session.scheduled(self.optimizer)
         return original(self, *args, **kwargs)
 
@@ -167,7 +176,7 @@ def _next_batch(session: Session, original: Call) -> Call:
 def _saving(session: Session, original: Call) -> Call:
     @functools.wraps(original)
     def __enter__(self: Any) -> Any:  # noqa: N807
-        session.saves_elsewhere = True
+        session.objective.saves_elsewhere = True
         return original(self)
 
     return __enter__

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from gradscope.capture.recorder import Reading, Recorder
+from gradscope.integrations.holdings import held
+from gradscope.integrations.offender import Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
 from gradscope.runs import events
@@ -42,10 +45,11 @@ class Track:
         self._before: Mark = ()
         self._after: Mark = ()
         self._norms_after: dict[int, float] = {}
-        self._clipped = self._clips = False
+        self._clipped = self._clips = self._looked = False
         self._stepped: set[int] = set()
         self._hooked = False
-        self._origin: int | None = None
+        self._spare: list[int] = []
+        self._origin: Origin | None = None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -60,6 +64,32 @@ class Track:
     def join(self, optimizer: torch.optim.Optimizer) -> None:
         """One more optimizer steps this training."""
         self._references.append(weakref.ref(optimizer))
+        used = {id(p) for one in self.optimizers for p in held(one)}
+        self._spare = [place for key, place in self.parameters.items() if key not in used]
+        self._say_which_are_trained()
+
+    def _say_which_are_trained(self) -> None:
+        known = self.recorder.header.parameters
+        trained = [p.requires_grad and i not in self._spare for i, p in enumerate(self.recorder.tensors)]
+        if trained != [parameter.trainable for parameter in known]:
+            changed = tuple(dataclasses.replace(p, trainable=now) for p, now in zip(known, trained, strict=True))
+            self.recorder.update_header(parameters=changed)
+
+    @property
+    def left_out(self) -> list[torch.optim.Optimizer]:
+        """Optimizers that did not step at the very first step, though they were given gradients with the others."""
+        return self._waiting() if self._stepped and not self.recorder.step else []
+
+    def take_over(self, other: Track) -> None:
+        """Go on with the step that `other` is in, which was begun with more parameters than belong to it."""
+        places = [other.parameters[key] for key in self.parameters]
+        other.recorder.hand_on(self.recorder, places)
+        reading = self.recorder.reading
+        live = None if reading is None else np.flatnonzero(reading.norms.present)
+        self.sentinels = Sentinels(self.recorder.tensors, self.recorder.header.parameters, live)
+        self.order.micro_step, self._usual_micro_steps = other.order.micro_step, other._usual_micro_steps
+        self._stepped, self._hooked, self._reads_after_backward = other._stepped, True, other._reads_after_backward
+        self._clips, self._limit_by_hand = other._clips, other._limit_by_hand
 
     def before_backward(self) -> None:
         """Gradients are about to be computed, perhaps of this training."""
@@ -72,19 +102,21 @@ class Track:
         self._before = self.sentinels.mark()
 
     def blame(self, origin: int | None) -> None:
-        """A nonfinite activation was found in the layer that owns the parameter with this id (None: none was)."""
-        if origin is not None and self._origin is None:
-            self._origin = self.parameters.get(origin)
+        """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
+        self._origin = self._origin or origin_at(self.recorder, origin)
 
-    def after_backward(self, loss: torch.Tensor | float, scale: float, batch: int | None) -> bool:
-        """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by."""
+    def after_backward(self, loss: torch.Tensor | float | None, scale: float, batch: int | None) -> bool:
+        """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by.
+
+        `loss`: None where it is unknown.
+        """
         if self.inside_closure or (mark := self.sentinels.mark()) == self._before:
             return False
         self._after = mark
         self.order.backward()
         self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
         self.recorder.take(None)
-        self._clipped = False
+        self._clipped = self._looked = False
         if self.due:
             self.recorder.observe(loss, batch=batch)
             if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
@@ -102,6 +134,11 @@ class Track:
     def gradients(self) -> set[int]:
         """The ids of its gradients."""
         return {id(tensor.grad) for tensor in self.recorder.tensors if tensor.grad is not None}
+
+    def forget_stale(self) -> None:
+        """Forget a reading of this step if the script has changed the gradients since, other than by clipping."""
+        if self.recorder.reading is not None and not self._clipped and self.sentinels.mark() != self._after:
+            self.recorder.take(None)
 
     def read(self, limit: float = math.nan) -> Reading | None:
         """Read the gradients now, unless that was done since the last backward, and note the threshold."""
@@ -127,7 +164,8 @@ class Track:
             self.order.step(optimizer, self._name)
         if not self.due:
             return
-        if not self._clipped and self._trusts_backward:
+        if not (self._clipped or self._looked) and self._trusts_backward:
+            self._looked = True
             self._look_for_changes()
         self.read(math.nan if self._clipped else self._limit_by_hand)
 
@@ -135,19 +173,41 @@ class Track:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
         self._hooked = True
         self._stepped.add(id(optimizer))
-        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
-        if not any(p.grad is not None for one in waiting for p in _held(one)):
+        if not any(p.grad is not None for one in self._waiting() for p in held(one)):
             self.finish_step(skipped=skipped)
+
+    def _waiting(self) -> list[torch.optim.Optimizer]:
+        """Optimizers that have not stepped, and whose parameters none has that did."""
+        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
+        if not waiting:
+            return []
+        stepped = {id(p) for one in self.optimizers if id(one) in self._stepped for p in held(one)}
+        return [one for one in waiting if not any(id(p) in stepped for p in held(one))]
+
+    def stepped_unseen(self) -> None:
+        """A compiled step may have used the gradients since the last backward."""
+        if self.order.micro_step and self.recorder.reading is not None:
+            self.finish_step()
 
     def finish_step(self, *, skipped: bool = False) -> None:
         """Write the row."""
         rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]
+        if self._spare and self.due:
+            self._leave_out_unused()
         if self._looks:
             self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
-        self._say_what_went_first()
+        say_what_went_first(self.recorder, self._origin)
+        self._origin = None
         self._usual_micro_steps = max(1, self.order.micro_step)
         self._begin()
+
+    def _leave_out_unused(self) -> None:
+        """Gradients that no optimizer uses and no clipping covers are no part of the step, and may be of many steps."""
+        used = self.order.clipped.union(*(map(id, held(one)) for one in self.optimizers))
+        self._spare = [place for key, place in self.parameters.items() if key not in used]
+        if (reading := self.read()) is not None:
+            self.recorder.take(dataclasses.replace(reading, norms=reading.norms.without(self._spare)))
 
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
         """Write what is left and how it ended; `ending` is told the steps taken."""
@@ -159,25 +219,13 @@ class Track:
     def _begin(self) -> None:
         self.order.end_step()
         self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
+        self._looked = False
         self.scale, self.loss_scale = 1.0, None
 
-    def _say_what_went_first(self) -> None:
-        offender, origin, self._origin = self.recorder.header.first_nonfinite, self._origin, None
-        if (
-            origin is None
-            or offender is None
-            or (offender.went_first, offender.step) != ("loss", self.recorder.step - 1)
-        ):
-            return
-        layer = self.recorder.header.parameters[origin].layer
-        self.recorder.update_header(
-            first_nonfinite=dataclasses.replace(offender, went_first="activation", layer=layer, parameter=None)
-        )
-
     def _abandon(self) -> None:
-        """The gradients were thrown away. Without an optimizer that is how a step ends; else the step was left out."""
-        reading = self.recorder.reading
-        if reading is not None and (not self._hooked or reading.norms.nonfinite.any()):
+        """The gradients were thrown away. Where no optimizer steps that is how a step ends; else it was left out."""
+        reading, by_hand = self.recorder.reading, not self._hooked and (self._clipped or not self._references)
+        if reading is not None and (by_hand or reading.norms.nonfinite.any()):
             self.finish_step(skipped=self._hooked)
         else:
             self.recorder.abandon()
@@ -217,8 +265,3 @@ class Track:
     def _name(self, tensor: torch.Tensor) -> str:
         place = self.parameters.get(id(tensor))
         return "a parameter" if place is None else self.recorder.header.parameters[place].name
-
-
-def _held(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]

@@ -6,7 +6,10 @@ the backward pass ends: each call of it is watched on its own, and nothing is le
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from gradscope.capture.recorder import Recorder
 from gradscope.errors import UsageError
 from gradscope.integrations.headers import ending_of, new_header
+from gradscope.integrations.offender import Origin, origin_of, say_what_went_first
 from gradscope.runs.catalogue import new_run_directory
 
 
@@ -36,11 +40,13 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
         self.run: Path | None = None
         self._recorder: Recorder | None = None
         self._trainer: Any = None
-        self._micro_steps = 0
+        self._origin: Origin | None = None
+        self._batch = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the recorder."""
         self._close(None)
+        self._origin, self._batch = None, -1
         self._trainer = _trainer_above(sys._getframe(1))
         optimizer = kwargs["optimizer"]
         self._recorder = Recorder(
@@ -52,6 +58,10 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
             max_rows=self.max_rows,
         )
         self.run = self._recorder.directory if self._recorder.writes else None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the batches anew."""
+        self._batch = -1
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watch the first micro-step of a step."""
@@ -67,20 +77,23 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
             optimizer = kwargs["optimizer"]
             rates = [float(group["lr"]) for group in optimizer.param_groups]
             self._recorder.finish_step(skipped=bool(getattr(optimizer, "step_was_skipped", False)), lr=rates)
+            say_what_went_first(self._recorder, self._origin)
+            self._origin = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the run."""
         self._close(None)
 
     def _watch(self) -> None:
-        """See the next call of the trainer's `training_step`, and only that one."""
-        trainer, own = self._trainer, vars(self._trainer).get("training_step")
-        original = trainer.training_step
+        """See the next call of the trainer's `training_step` and its backward pass, and only that one."""
+        trainer = self._trainer
+        restore, original = _replaceable(trainer, "training_step")
 
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            _put_back(trainer, own)
+            restore()
             try:
-                loss = original(*args, **kwargs)
+                with self._before_backward(trainer.accelerator):
+                    loss = original(*args, **kwargs)
             except BaseException as error:
                 self._close(error)
                 raise
@@ -89,10 +102,27 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
 
         trainer.training_step = training_step
 
+    @contextmanager
+    def _before_backward(self, accelerator: Any) -> Iterator[None]:
+        """See the loss that the accelerator differentiates, as long as its graph is there."""
+        restore, original = _replaceable(accelerator, "backward")
+
+        def backward(loss: Any, **kwargs: Any) -> Any:
+            if self._recorder is not None and self._origin is None:
+                self._origin = origin_of(self._recorder, loss)
+            return original(loss, **kwargs)
+
+        accelerator.backward = backward
+        try:
+            yield
+        finally:
+            restore()
+
     def _after_backward(self, loss: Any) -> None:
         if self._recorder is None:
             return
-        self._recorder.observe(loss)
+        self._batch += 1
+        self._recorder.observe(loss, batch=self._batch)
         accelerator, limit = self._trainer.accelerator, self._trainer.args.max_grad_norm
         if accelerator.sync_gradients and self._recorder.step % self._recorder.every == 0:
             scaler = accelerator.scaler
@@ -106,11 +136,11 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
             self._recorder = None
 
 
-def _put_back(trainer: Any, own: Any) -> None:
-    if own is None:
-        del trainer.training_step
-    else:
-        trainer.training_step = own
+def _replaceable(owner: Any, name: str) -> tuple[Callable[[], None], Callable[..., Any]]:
+    """What puts an attribute of an object back as it is now, and the attribute."""
+    own = vars(owner).get(name)
+    back = functools.partial(delattr, owner, name) if own is None else functools.partial(setattr, owner, name, own)
+    return back, getattr(owner, name)
 
 
 def _trainer_above(frame: FrameType | None) -> Any:

@@ -60,6 +60,8 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield f"The window is short: {plural(len(run.step), 'step')}, where {FEW_STEPS} are usual."
     if header.plan.total_steps is None:
         yield "The planned number of steps is unknown: the learning-rate schedule was taken as constant."
+    if header.world_size > 1:
+        yield f"Rank 0 of {header.world_size} recorded: norms are of the whole gradient, the loss is of its batches alone."
     if header.synthetic_data:
         yield "The data were made up to fit the model's input; gradients on real data differ."
     if header.inferred_loss:

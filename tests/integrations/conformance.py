@@ -6,7 +6,10 @@ with nothing but float64 sums.
 
 from __future__ import annotations
 
+import gc
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad
+from torch.optim import lr_scheduler, optimizer
+from torch.utils.data import dataloader
 
+from gradscope.capture.recorder import active
 from gradscope.runs.run import Run
 
 WIDTH, BATCH, RATE = 6, 8, 0.05
@@ -130,12 +137,54 @@ def plain_loop(case: Case) -> Expected:
 def check(train: Train, case: Case, folder: Path) -> None:
     """Hold one integration to the reference on one case."""
     bare = train(case, folder / "bare", False)
+    before = _replaceable()
     recorded = train(case, folder / "recorded", True)
+    assert _replaceable() == before
+    assert not active
     assert recorded.losses == bare.losses
     assert all(torch.equal(recorded.weights[name], bare.weights[name]) for name in bare.weights)
     assert not bare.runs
     assert len(recorded.runs) == 1
     check_run(recorded.runs[0], case, plain_loop(case))
+
+
+def check_two(train: Train, folder: Path) -> None:
+    """Two models in one process, one after the other, are a run each."""
+    for name in ("first", "second"):
+        outcome = train(PLAIN, folder / name, True)
+        assert len(outcome.runs) == 1
+        check_run(outcome.runs[0], PLAIN, plain_loop(PLAIN))
+        gc.collect()
+
+
+def _replaceable() -> list[object]:
+    """Whatever an integration might replace or hang a hook on, in torch, in the interpreter and in live modules."""
+    clips = [clip_grad.clip_grad_norm_, clip_grad.clip_grad_value_, clip_grad._get_total_norm]
+    inner = [cell.cell_contents for clip in clips for cell in clip.__closure__ or ()]
+    owners = (optimizer.Optimizer, torch.amp.GradScaler, lr_scheduler.LRScheduler, dataloader._BaseDataLoaderIter)
+    methods = [(owner, dict(vars(owner))) for owner in (*owners, torch.autograd.graph.saved_tensors_hooks)]
+    hooks = [len(optimizer._global_optimizer_pre_hooks), len(optimizer._global_optimizer_post_hooks)]
+    modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module) and "_modules" in vars(one)]
+    hooks += [sum(len(one._forward_pre_hooks) + len(one._forward_hooks) + len(one._backward_hooks) for one in modules)]
+    return [
+        *clips,
+        *inner,
+        *methods,
+        *hooks,
+        torch.autograd._engine_run_backward,
+        os._exit,
+        sys.excepthook,
+        *sys.meta_path,
+    ]
+
+
+def check_offender(run: Run) -> None:
+    """A NaN in the fourth batch of two a step was seen where it came in."""
+    found = run.header.first_nonfinite
+    assert found is not None
+    assert (found.step, found.micro_step, found.batch) == (1, 1, 3)
+    assert (found.went_first, found.parameter) == ("activation", None)
+    assert found.layer.endswith("0")
 
 
 def check_run(run: Run, case: Case, expected: Expected) -> None:

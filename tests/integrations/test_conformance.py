@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import runpy
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +102,41 @@ def test_a_plain_script(case: Case, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_accelerate(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("accelerate")
     conformance.check(lambda *given: train(ACCELERATE, *given, capsys), case, tmp_path)
+
+
+@pytest.mark.parametrize("text", [PLAIN, ACCELERATE], ids=["plain", "accelerate"])
+def test_two_models_one_after_the_other(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate")
+    conformance.check_two(lambda *given: train(text, *given, capsys), tmp_path)
+
+
+FABRIC = """
+import json, math, pathlib, sys, torch
+from lightning.fabric import Fabric
+from tests.integrations import conformance
+fabric = Fabric(accelerator="cpu", devices=1)
+model = conformance.make_model()
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.05))
+norms = []
+for batch in conformance.make_data(conformance.PLAIN):
+    optimizer.zero_grad()
+    fabric.backward(conformance.loss_of(model, batch, conformance.PLAIN))
+    norms.append(math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters())))
+    fabric.clip_gradients(model, optimizer, {limit})
+    optimizer.step()
+pathlib.Path(sys.argv[1]).write_text(json.dumps(norms))
+"""
+
+
+@pytest.mark.parametrize(("limit", "max_norm"), [("max_norm=0.5", 0.5), ("clip_val=0.1", math.nan)])
+def test_clipping_of_fabric(limit: str, max_norm: float, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    (tmp_path / "train.py").write_text(FABRIC.format(limit=limit))
+    (path,) = record_script([str(tmp_path / "train.py"), str(tmp_path / "norms")], root=tmp_path).runs
+    run = load_run(path)
+    np.testing.assert_allclose(run.global_norm, json.loads((tmp_path / "norms").read_text()), rtol=1e-6)
+    np.testing.assert_array_equal(run.max_norm, max_norm)
+    assert run.header.parameters[0].name == "0.weight"
 
 
 def test_the_suite_can_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

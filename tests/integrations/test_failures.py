@@ -108,6 +108,22 @@ def test_why_nothing_was_recorded(body: str, tmp_path: Path) -> None:
     assert NOTHING[body] in str(record(tmp_path, body).recorded.missing)
 
 
+def test_steps_inside_the_backward_pass_are_not_recorded(tmp_path: Path) -> None:
+    body = """
+    one = {p: torch.optim.SGD([p], lr=0.05) for p in params}
+    def step(p):
+        one[p].step(); one[p].zero_grad()
+    for p in params:
+        p.register_post_accumulate_grad_hook(step)
+    for i in range(3):
+        loss = loss_of(model, i); loss.backward(); seen["losses"].append(loss.item())
+    """
+    done = record(tmp_path, body)
+    assert "inside backward()" in str(done.recorded.missing)
+    assert done.recorded.exit_code == 0
+    assert done.runs == []
+
+
 def test_a_script_that_raises_is_shown_without_our_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = TRAIN + "    if i == 2:\n        loss_of(model, i).backward(torch.ones(3))"
     done = record(tmp_path, body)

@@ -91,6 +91,22 @@ def test_conformance(case: Case, tmp_path: Path) -> None:
     conformance.check(train, case, tmp_path)
 
 
+def test_two_models_one_after_the_other(tmp_path: Path) -> None:
+    conformance.check_two(train, tmp_path)
+
+
+class Broken(Batches):
+    def __iter__(self) -> Iterator[Any]:
+        for i, (inputs, target) in enumerate(super().__iter__()):
+            yield inputs.fill_(math.nan) if i == 3 else inputs, target
+
+
+def test_what_went_nonfinite_first(tmp_path: Path) -> None:
+    case, callback = Case("broken", accumulate=2), GradscopeCallback(root=tmp_path)
+    trainer_for(case, tmp_path, [callback]).fit(Module(case), DataLoader(Broken(case), batch_size=None))
+    conformance.check_offender(load_run(callback.runs[0]))
+
+
 class Adversaries(lightning.LightningModule):
     """Two optimizers, stepped by hand in turn."""
 

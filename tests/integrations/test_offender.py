@@ -20,8 +20,13 @@ for i, x in enumerate(data):
     optimizer.step()
 """
 CASES = {
-    "loss": ("y = model(x)\n    loss = y.mean() * (math.inf if i == 1 else 1)", None, "2"),
+    "loss": ("y = model(x)\n    loss = y.mean() * (math.inf if i == 1 else 1)", "2.weight", "2"),
     "activation": ("h = model[1](model[0](x))\n    loss = model[2](h / (0.0 if i == 1 else 1.0)).mean()", None, "0"),
+    "weight": (
+        "model[2].weight.data.fill_(math.nan if i == 1 else 1.0)\n    loss = model(x).mean()",
+        "2.weight",
+        "2",
+    ),
     "gradient": ("y = model(x)\n    loss = (y - (y.detach() if i == 1 else 9)).abs().pow(0.25).sum()", "2.weight", "2"),
 }
 
@@ -31,9 +36,10 @@ def test_what_went_first(name: str, tmp_path: Path) -> None:
     loss, parameter, layer = CASES[name]
     found = record(tmp_path, LOOP.format(loss=loss)).run.header.first_nonfinite
     assert found is not None
-    assert (found.went_first, found.step, found.batch, found.micro_step) == (name, 1, 1, 0)
+    went = "activation" if name == "weight" else name
+    assert (found.went_first, found.step, found.batch, found.micro_step) == (went, 1, 1, 0)
     assert found.layer == layer
-    assert parameter is None or found.parameter == parameter
+    assert found.parameter == parameter
 
 
 def test_checkpointed_activations_are_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,45 @@ for i in range(4):
         print(f"{norm:.9g}")
     optimizer.step()
 dist.destroy_process_group()
+"""
+
+
+SHARDED = """
+import math, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+for part in (model[0], model[2], model):
+    fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+for i in range(4):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(10 * i + dist.get_rank()))
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    norm = math.sqrt(sum(p.grad.full_tensor().double().square().sum().item() for p in model.parameters()))
+    if i % 2:
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    if dist.get_rank() == 0:
+        print(f"{norm:.9g}")
+    optimizer.step()
+dist.destroy_process_group()
+"""
+STEPS = """
+import os, sys, torch
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Linear(6, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+def steps(count):
+    for i in range(count):
+        optimizer.zero_grad()
+        model(torch.ones(2, 6)).square().mean().backward()
+        optimizer.step()
+steps(3)
 """
 
 
@@ -160,17 +200,84 @@ def test_workers_of_a_data_loader(how: str, tmp_path: Path) -> None:
     assert b"next: gradscope report" in ours.stderr
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m", "gradscope", "record"),
-        ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "gradscope", "record"),
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_launchers(launcher: tuple[str, ...], tmp_path: Path) -> None:
-    alone = "accelerate" in launcher[1]
-    (tmp_path / "train.py").write_text(TRAINS if alone else SPREAD)
-    done = run(tmp_path, *launcher, "train.py", *(["fork"] if alone else []))
-    np.testing.assert_allclose(recorded(tmp_path).global_norm, [float(line) for line in done.stdout.split()], rtol=1e-5)
-    assert recorded(tmp_path).header.world_size == (1 if alone else 2)
+TWO = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")
+ONE = ("accelerate.commands.launch", "--cpu", "--num_processes", "1")
+LAUNCHED = {"torchrun": (TWO, SPREAD), "torchrun, sharded": (TWO, SHARDED), "accelerate": (ONE, TRAINS)}
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_launchers(name: str, tmp_path: Path) -> None:
+    launcher, script = LAUNCHED[name]
+    (tmp_path / "train.py").write_text(script)
+    alone = launcher is ONE
+    done = run(tmp_path, "-m", *launcher, "-m", "gradscope", "record", "train.py", *(["fork"] if alone else []))
+    ours = recorded(tmp_path)
+    np.testing.assert_allclose(ours.global_norm, [float(line) for line in done.stdout.split()], rtol=1e-5)
+    assert ours.header.world_size == (1 if alone else 2)
+    assert {parameter.type for parameter in ours.header.parameters} == {"Linear"}
+    assert (b"Rank 0 of 2 recorded" in done.stderr) == (not alone)
+
+
+ENDS = {
+    "a forked child that runs to the end": (
+        "steps(2)\npid = os.fork()\nsteps(1)\nif pid: print(os.waitpid(pid, 0)[1])",
+        6,
+    ),
+    "a forked child that exits": (
+        "pid = os.fork()\nif not pid: steps(2); sys.exit(7)\nprint(os.waitpid(pid, 0)[1] >> 8)\nsteps(1)",
+        4,
+    ),
+    "stderr is closed": ("sys.stderr.close()", 3),
+    "stderr is taken away": ("sys.stdout.flush(); sys.stdout = sys.stderr = None", 3),
+    "stdout is closed": ("sys.stdout.close()", 3),
+    "the folder is gone": ("import tempfile\nd = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)\nsteps(1)", 4),
+    "a warning of torch": ("torch.optim.lr_scheduler.StepLR(optimizer, 1).step()", 3),
+    "a warning about a skipped step": (
+        "schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)\noptimizer.step = lambda: None\nschedule.step()",
+        3,
+    ),
+    "a signal that the script catches": (
+        "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nos.kill(os.getpid(), signal.SIGTERM)",
+        3,
+    ),
+    "os._exit": ("sys.stdout.flush(); os._exit(4)", 3),
+    "a hook for exceptions": ("sys.excepthook = lambda kind, *_: print(kind)\n1 / 0", 3),
+    "a part of torch is loaded anew": (
+        "import importlib, torch.nn.utils.clip_grad as part; importlib.reload(part); steps(2)",
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_script_ends_as_without_gradscope(name: str, tmp_path: Path) -> None:
+    end, steps = ENDS[name]
+    (tmp_path / "train.py").write_text(STEPS + end)
+    bare = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, check=False)
+    ours = run(tmp_path, "-m", "gradscope", "record", "train.py", code=bare.returncode)
+    assert ours.stdout == bare.stdout
+    assert ours.stderr.startswith(bare.stderr)
+    assert len(recorded(tmp_path).step) == steps
+
+
+def test_what_was_recorded_before_a_kill_is_there(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(STEPS + "import time; time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradscope", "record", "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        while not _has_rows(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+    assert process.wait() == -9
+    assert len(recorded(tmp_path).step) == 3
+    assert recorded(tmp_path).header.ending.how == "recording"
+
+
+def _has_rows(folder: Path) -> bool:
+    runs = folder / ".gradscope" / "runs"
+    return runs.exists() and all((run / "run.json").exists() and len(load_run(run).step) for run in runs.iterdir())

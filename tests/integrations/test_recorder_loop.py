@@ -49,3 +49,7 @@ def train(case: Case, folder: Path, recorded: bool) -> Outcome:
 @pytest.mark.parametrize("case", conformance.CASES, ids=lambda case: case.name)
 def test_conformance(case: Case, tmp_path: Path) -> None:
     conformance.check(train, case, tmp_path)
+
+
+def test_two_models_one_after_the_other(tmp_path: Path) -> None:
+    conformance.check_two(train, tmp_path)

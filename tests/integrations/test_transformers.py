@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import math
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -110,10 +110,16 @@ def test_conformance(case: Case, tmp_path: Path) -> None:
 
 
 def test_two_models_one_after_the_other(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        outcome = train(conformance.PLAIN, tmp_path / name, True)
-        conformance.check_run(outcome.runs[0], conformance.PLAIN, conformance.plain_loop(conformance.PLAIN))
-        gc.collect()
+    conformance.check_two(train, tmp_path)
+
+
+def test_what_went_nonfinite_first(tmp_path: Path) -> None:
+    case, callback = Case("broken", accumulate=2), GradscopeCallback(root=tmp_path)
+    trainer = trainer_for(case, tmp_path, [callback])
+    trainer.train_dataset.data[3][0].fill_(math.nan)
+    trainer.train()
+    assert "backward" not in vars(trainer.accelerator)
+    conformance.check_offender(load_run(callback.run))
 
 
 def test_a_callback_in_a_loop_of_its_own_is_refused(tmp_path: Path) -> None:
