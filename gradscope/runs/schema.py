@@ -89,6 +89,7 @@ class Trial:
     A `sweep` only looks: the loss of each batch, no step. `warm_up`: the rate also rises over so many first steps of the
     plan. `layer` starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
     remedy, its further lines are what to paste.
+    Parameter group `group`, counted over all optimizers, has its rate × `group_scale`.
     """
 
     kind: str
@@ -102,6 +103,8 @@ class Trial:
     warm_up: int | None = None
     layer: str | None = None
     layer_scale: float = 1.0
+    group: int | None = None
+    group_scale: float = 1.0
     note: str = ""
 
 
@@ -172,6 +175,7 @@ def to_json(value: Any) -> Any:
         return value if all(type(item) in _ATOMS for item in value) else [to_json(item) for item in value]
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
+    kind: Any = type(value)
     kind: Any = type(value)
     return {name: to_json(getattr(value, name)) for name in _fields(kind)}
 
