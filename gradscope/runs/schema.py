@@ -176,7 +176,6 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     kind: Any = type(value)
-    kind: Any = type(value)
     return {name: to_json(getattr(value, name)) for name in _fields(kind)}
 
 
