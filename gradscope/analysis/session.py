@@ -15,7 +15,7 @@ from gradscope.capture.loop import StepSeen
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
-from gradscope.capture.trials import UNCHANGED, both, longer_warmup, run_trial, scaled_layer
+from gradscope.capture.trials import UNCHANGED, both, longer_warmup, run_trial, scaled_group, scaled_layer
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Ending, Header, Trial
@@ -164,4 +164,6 @@ def _play(session: Session, trial: Trial) -> None:
     change = longer_warmup(trial.warm_up) if trial.warm_up else UNCHANGED
     if trial.layer:
         change = both(change, scaled_layer(trial.layer, trial.layer_scale))
+    if trial.group is not None:
+        change = both(change, scaled_group(trial.group, trial.group_scale))
     run_trial(*where, change=change, on_step=session.watcher.step, deadline=session.ends_at)

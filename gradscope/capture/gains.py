@@ -14,7 +14,8 @@ activations too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +140,8 @@ class _Tape:
 
 
 class GainProbe:
-    """Measures gains on sampled steps; `model` is a module. Subjects are layers, except where said otherwise.
+    """Measures gains on sampled steps, run inside `eagerly`; `model` is a module. Subjects are layers, except where
+    said otherwise.
 
     Emits, for each layer that ran: `in_rms`, `out_rms`, `grad_in_norm`, `grad_out_norm` (as the backward pass had them,
     a loss scale included), `forward_gain`, `backward_gain`; `forward_gain_with_activation` and
@@ -334,7 +336,21 @@ def _init_scales(model: nn.Module) -> dict[str, float]:
 
 
 def compiled_modules(model: nn.Module) -> set[nn.Module]:
-    """Modules whose forward runs as part of a compiled graph."""
+    """Modules whose forward runs as part of a compiled graph, also inside `eagerly`: all in torch before 2.6, else none."""
+    return set() if hasattr(torch.compiler, "set_stance") else _compiled(model)
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run what torch.compile made of the model as the Python it was made from, so that hooks are called."""
+    if _compiled(model) and hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def _compiled(model: nn.Module) -> set[nn.Module]:
     inside: set[nn.Module] = set()
     for module in model.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from gradscope.capture import blame
 from gradscope.capture.clipping import clip_recorded
+from gradscope.capture.gains import eagerly
 from gradscope.capture.probes import Probe
 from gradscope.capture.recorder import Reading, Recorder
 from gradscope.capture.scaling import autocast, scaler_of
@@ -104,7 +106,8 @@ def _probed(
         for probe in probes:
             begun.append(probe)
             probe.begin(row)
-        return step_once(workload, index, recorder, max_norm=max_norm)
+        with eagerly(workload.model) if probes else nullcontext():
+            return step_once(workload, index, recorder, max_norm=max_norm)
     finally:
         for probe in begun:
             probe.end(row, emit)

@@ -123,6 +123,35 @@ class HostNorms:
         return _read(grads, self._plan, own)
 
 
+class TorchNorms(HostNorms):
+    """L2 norms as torch's own clipping computes them, at half the cost; no largest |g| (NaN). For trials.
+
+    Where squares in float32 may lose something, and for gradients of other kinds, as `HostNorms`.
+    """
+
+    def read(self) -> Norms:
+        """The norms of the gradients as they are now."""
+        found = _by_torch([tensor.grad for tensor in self._tensors])
+        return found[0] if found else super().read()
+
+    def read_twice(self) -> tuple[Norms, dict[int, torch.Tensor]]:
+        """The norms twice."""
+        return _by_torch([tensor.grad for tensor in self._tensors]) or super().read_twice()
+
+
+def _by_torch(grads: list[Any]) -> tuple[Norms, dict[int, torch.Tensor]] | None:
+    places = [place for place, gradient in enumerate(grads) if gradient is not None]
+    if not places or not all(_plain(grads[place]) and grads[place].dtype == torch.float32 for place in places):
+        return None
+    own = torch._foreach_norm([grads[place] for place in places], 2.0)
+    values = torch.stack(own).numpy()
+    if not ((values > LOW) & (values < HIGH)).all():
+        return None
+    norms = missing(len(grads))
+    norms.norm[places], norms.present[places] = values, True
+    return norms, dict(zip(places, own, strict=True))
+
+
 def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) -> Norms:
     if any(grads[place] is not None for place in plan.absent):
         raise _ChangedError

@@ -19,7 +19,7 @@ from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.header import versions
 from gradscope.capture.norms_device import DeviceNorms
-from gradscope.capture.norms_host import HostNorms
+from gradscope.capture.norms_host import HostNorms, TorchNorms
 from gradscope.capture.rows import Reading, Row, Rows, gathered
 from gradscope.errors import UsageError
 from gradscope.runs.catalogue import new_run_directory
@@ -98,7 +98,9 @@ class Recorder:
         self._batches: list[int | None] = []
         self._lr: tuple[float, ...] = ()
         away = any(tensor.device.type != "cpu" for tensor in tensors)
-        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else HostNorms(tensors)
+        quick = header.trial is not None and header.trial.kind != "window"
+        host = TorchNorms if quick else HostNorms
+        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else host(tensors)
         self._spent = 0.0
         self._closed = False
         active.append(self)

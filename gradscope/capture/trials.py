@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -40,11 +40,12 @@ class Change:
     """What a trial changes besides its learning-rate factor and threshold.
 
     `prepare` is called on the workload after it was put back to the trial's start. `lr_scale(index)` is a further factor on
-    the learning rate at a step of the plan.
+    the learning rate at a step of the plan; `group_scales`, further factors on single parameter groups.
     """
 
     prepare: Callable[[Workload], None] | None = None
     lr_scale: Callable[[int], float] | None = None
+    group_scales: Mapping[int, float] = field(default_factory=dict)
 
 
 UNCHANGED = Change()
@@ -127,15 +128,15 @@ class _Play:
 
     def _step(self, index: int, batch: int) -> float:
         factor = self.trial.lr_factor * (self.change.lr_scale(index) if self.change.lr_scale else 1.0)
-        _set_rates(self.workload, self.rates.at(index), factor)
+        _set_rates(self.workload, self.rates.at(index), factor, self.change.group_scales)
         return step_once(self.workload, batch, self.child, max_norm=self.trial.max_norm, schedule=False)
 
 
-def _set_rates(workload: Workload, planned: Sequence[Group], factor: float) -> None:
+def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, scales: Mapping[int, float]) -> None:
     groups: list[dict[str, Any]] = [group for one in workload.optimizers for group in one.param_groups]
-    for group, values in zip(groups, planned, strict=False):
+    for i, (group, values) in enumerate(zip(groups, planned, strict=False)):
         group.update({key: value for key, value in values.items() if key != "lr"})
-        rate = values["lr"] * factor
+        rate = values["lr"] * factor * scales.get(i, 1.0)
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:
@@ -154,6 +155,11 @@ def scaled_layer(layer: str, factor: float) -> Change:
     return Change(prepare)
 
 
+def scaled_group(group: int, factor: float) -> Change:
+    """The learning rate of one parameter group times `factor`; groups are counted over all optimizers."""
+    return Change(group_scales={group: factor})
+
+
 def longer_warmup(steps: int) -> Change:
     """Let the learning rate rise in a straight line over the first `steps` steps, below what the plan has."""
     return Change(lr_scale=lambda index: min(1.0, (index + 1) / steps))
@@ -170,4 +176,4 @@ def both(one: Change, other: Change) -> Change:
     def lr_scale(index: int) -> float:
         return math.prod(change.lr_scale(index) for change in (one, other) if change.lr_scale)
 
-    return Change(prepare, lr_scale)
+    return Change(prepare, lr_scale, {**one.group_scales, **other.group_scales})

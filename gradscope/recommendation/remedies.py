@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gradscope.diagnosis.layers import rank_layers
+from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.verdict import judge
@@ -48,16 +49,36 @@ def _single(run: Run) -> list[Trial]:
     ]
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
-    accused = (layer for layer in rank_layers(run) if layer.level == "high" and layer.component == "initialisation")
-    if (top := next(accused, None)) and top.factor:
-        scale = 1 / top.factor
+    if top := _accused(run, "initialisation"):
+        scale = 1 / (top.factor or 1.0)
         paste = f'model.get_submodule("{top.name}").weight.data.mul_({scale:.3g})  # before training'
         wanted.append(remedy("init", f"{top.name} starts × {scale:.3g}", paste, layer=top.name, layer_scale=scale))
+    if group := _fast_group(run):
+        number, scale = group
+        paste = f'optimizer.param_groups[{number}]["lr"] *= {scale:.3g}  # before the scheduler is made'
+        note = f"parameter group {number} learns at × {scale:.3g}"
+        wanted.append(remedy("group", note, paste, group=number, group_scale=scale))
     winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
         paste = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
         wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
+
+
+def _accused(run: Run, component: str) -> LayerRisk | None:
+    """The layer most at risk that stands out by this cause."""
+    return next((one for one in rank_layers(run) if one.level == "high" and one.component == component), None)
+
+
+def _fast_group(run: Run) -> tuple[int, float] | None:
+    """The parameter group whose rate accuses its layer, and the factor that brings it to the layer's peers."""
+    top = _accused(run, "learning rate")
+    if top is None or not top.factor or run.header.optimizer is None:
+        return None
+    groups = run.header.optimizer.groups
+    own = {i for i, parameter in enumerate(run.header.parameters) if parameter.layer == top.name}
+    held = [i for i, group in enumerate(groups) if own & set(group.parameters)]
+    return max(held, key=lambda i: groups[i].lr), 1 / top.factor
 
 
 def _over(indexes: tuple[int, ...], one: Trial) -> Trial:
@@ -90,7 +111,7 @@ def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
 def _joined(one: Trial, other: Trial) -> Trial:
     changes, pastes = zip(*(trial.note.split("\n", 1) for trial in (one, other)), strict=True)
     plain = Trial("remedy", "", note="")
-    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "max_norm")
+    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "group", "group_scale", "max_norm")
     taken = {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(plain, name)}
     note = " and ".join(changes) + "\n" + "\n".join(pastes)
     return replace(one, name=f"{one.name}+{other.name}", note=note, **taken)

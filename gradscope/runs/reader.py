@@ -117,7 +117,7 @@ def _run(
         path=directory,
         header=header,
         **{name: _numbers(steps[name]) for name in scalars},
-        lr=_lrs(steps["lr"].to_pylist()),
+        lr=_lrs(steps["lr"]),
         skipped=np.asarray(steps["skipped"].to_pylist(), dtype=bool),
         norms=matrices[0],
         peaks=matrices[1],
@@ -133,8 +133,10 @@ def _numbers(column: pa.ChunkedArray) -> Any:
     return np.concatenate(parts) if parts else np.empty(0, column.type.to_pandas_dtype())
 
 
-def _lrs(rows: list[list[float]]) -> Any:
+def _lrs(column: pa.ChunkedArray) -> Any:
     """Learning rates as (T, G); a group that came later is NaN before."""
-    width = max((len(row) for row in rows), default=0)
-    padded = [row + [float("nan")] * (width - len(row)) for row in rows]
-    return np.asarray(padded, dtype=float).reshape(len(rows), width)
+    counts = np.concatenate([np.empty(0, int), *(np.from_dlpack(chunk.value_lengths()) for chunk in column.chunks)])
+    rates = np.full((len(column), int(counts.max(initial=0))), np.nan)
+    held = pa.chunked_array([chunk.flatten() for chunk in column.chunks], pa.float64())
+    rates[np.arange(rates.shape[1]) < counts[:, None]] = _numbers(held)
+    return rates

@@ -63,7 +63,8 @@ class Run:
 
     `loss`, `global_norm`, `loss_scale`, `max_norm`, `elapsed_s`: (T,) floats, NaN where absent; `lr`: (T, G);
     `grad_norm` (L2) and `grad_max` (largest |g|): (T, P) float32, NaN where a parameter got no gradient, infinite or NaN
-    where its gradient was nonfinite. Norms are as `header.measured_at` and `header.gradients_are` say.
+    where its gradient was nonfinite. Norms are as `header.measured_at` and `header.gradients_are` say. Trials take no
+    `grad_max`, except that of a clipped window.
     `norms` and `peaks` are these two by rows: `norms[10:20]` reads so many steps of a run too large for memory.
     `notes`: what the reader had to leave out, in plain words.
     """

@@ -89,6 +89,7 @@ class Trial:
     A `sweep` only looks: the loss of each batch, no step. `warm_up`: the rate also rises over so many first steps of the
     plan. `layer` starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
     remedy, its further lines are what to paste.
+    Parameter group `group`, counted over all optimizers, has its rate × `group_scale`.
     """
 
     kind: str
@@ -102,6 +103,8 @@ class Trial:
     warm_up: int | None = None
     layer: str | None = None
     layer_scale: float = 1.0
+    group: int | None = None
+    group_scale: float = 1.0
     note: str = ""
 
 
@@ -161,11 +164,19 @@ class Header:
 
 
 T = TypeVar("T")
+_ATOMS = (str, int, float, bool, type(None))
 
 
 def to_json(value: Any) -> Any:
     """A dataclass tree as plain JSON values."""
-    return dataclasses.asdict(value)
+    if isinstance(value, _ATOMS):
+        return value
+    if isinstance(value, tuple | list):
+        return value if all(type(item) in _ATOMS for item in value) else [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    kind: Any = type(value)
+    return {name: to_json(getattr(value, name)) for name in _fields(kind)}
 
 
 def from_json(cls: type[T], data: dict[str, Any]) -> T:
@@ -188,11 +199,14 @@ def _fields(cls: type) -> dict[str, Any]:
 
 
 def _decode(hint: Any, value: Any) -> Any:
+    if type(value) is hint:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _decode(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
-        return tuple(_decode(args[0], item) for item in value)
+        inner = args[0]
+        return tuple([item if type(item) is inner else _decode(inner, item) for item in value])
     if origin is dict:
         return dict(value)
     if origin is Literal:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from gradscope.workload.calls import required, user_line
 from gradscope.workload.rng import preserved
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+_NEEDED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -37,11 +39,18 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     if isinstance(batch, tuple | list) and batch:
         if len(batch) == 1:
             return (batch[0],), {}, None
-        needed = required(model.forward)
-        if needed is not None and len(needed) == len(batch):
+        if _needed(model) == len(batch):
             return tuple(batch), {}, batch[-1]
         return tuple(batch[:-1]), {}, batch[-1]
     raise TypeError(type(batch).__name__)
+
+
+def _needed(model: nn.Module) -> int:
+    """How many inputs the model's forward must be given, looked up once a model; −1 where its signature cannot be read."""
+    if model not in _NEEDED:
+        parameters = required(model.forward)
+        _NEEDED[model] = -1 if parameters is None else len(parameters)
+    return _NEEDED[model]
 
 
 def _accepts(model: nn.Module, key: str) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gradscope.capture.along_time import AlongTimeProbe
+from gradscope.capture.gains import eagerly
 from gradscope.capture.loops import CellCalls
 
 Profile = dict[str, dict[int, float]]
@@ -497,10 +498,19 @@ def test_a_cell_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_layers_say_so() -> None:
-    net = Net(nn.RNN(4, 5))
+def test_compiled_layers_are_run_eagerly_or_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = Net(nn.RNN(4, 5)), torch.randn(3, 1, 3)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    expected, _ = measured(net, lambda: net(x))
+    net.load_state_dict(start)
     net.compile(backend="eager")  # type: ignore[no-untyped-call]
-    found, probe = measured(net, lambda: net(torch.randn(3, 1, 3)))
+    net(x)
+    with eagerly(net):
+        found, probe = measured(net, lambda: net(x))
+    assert found == expected
+    assert not probe.unmeasured
+    monkeypatch.delattr(torch.compiler, "set_stance")  # torch before 2.6
+    found, probe = measured(net, lambda: net(x))
     assert found == {}
     assert probe.unmeasured["rnn"] == "runs inside torch.compile, where hooks are not called"
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gradscope.capture import gains, graph
-from gradscope.capture.gains import GainProbe
+from gradscope.capture.gains import GainProbe, eagerly
 from gradscope.capture.graph import edge_of, only_source, uses
 
 Rows = dict[str, dict[str, float]]
@@ -462,21 +462,34 @@ def test_a_layer_without_outputs_or_inputs_is_counted_as_called() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("way", ["wrapped", "in place", "inside"])
-def test_compiled_layers_say_so(way: str) -> None:
+@pytest.mark.parametrize("stance", ["force_eager", None])
+def test_compiled_layers_are_run_eagerly_or_say_so(way: str, stance: str | None, monkeypatch: Any) -> None:
     torch._dynamo.reset()  # type: ignore[attr-defined]
+    torch.manual_seed(0)
     inner = nn.Linear(6, 6)
     block = nn.Sequential(inner, nn.ReLU())
+    first, batch = nn.Linear(6, 6), torch.randn(8, 6)
+    expected, _ = measured(nn.Sequential(first, block), batch)
     if way == "in place":
         block.compile(backend="eager")  # type: ignore[no-untyped-call]
-        model: Any = nn.Sequential(nn.Linear(6, 6), block)
+        model: Any = nn.Sequential(first, block)
     elif way == "inside":
-        model = nn.Sequential(nn.Linear(6, 6), torch.compile(block, backend="eager"))
+        model = nn.Sequential(first, torch.compile(block, backend="eager"))
     else:
-        model = torch.compile(nn.Sequential(nn.Linear(6, 6), block), backend="eager")
-    rows, probe = measured(model, torch.randn(8, 6))
-    assert probe.unmeasured["1.0"] == "runs inside torch.compile, where hooks are not called"
-    assert ("0" in probe.unmeasured) == (way == "wrapped")
-    assert ("forward_gain" in rows) == (way != "wrapped")
+        model = torch.compile(nn.Sequential(first, block), backend="eager")
+    model(batch)
+    if stance is None:  # torch before 2.6
+        monkeypatch.delattr(torch.compiler, "set_stance")
+    with eagerly(model):
+        rows, probe = measured(model, batch)
+    if stance:
+        assert not probe.unmeasured
+        assert rows["backward_gain"] == expected["backward_gain"]
+        assert rows["forward_gain"] == expected["forward_gain"]
+    else:
+        assert probe.unmeasured["1.0"] == "runs inside torch.compile, where hooks are not called"
+        assert ("0" in probe.unmeasured) == (way == "wrapped")
+        assert ("forward_gain" in rows) == (way != "wrapped")
 
 
 def hooks_of(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gradscope.capture import norms_host
 from gradscope.capture.norms import exact, missing, root_sum_square
 from gradscope.capture.norms_device import DeviceNorms, Later
-from gradscope.capture.norms_host import HostNorms
+from gradscope.capture.norms_host import HostNorms, TorchNorms
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 READERS = (HostNorms, DeviceNorms)
@@ -279,3 +279,22 @@ def test_squares_too_small_for_float32_are_not_lost(scale: float, flush: bool) -
     finally:
         torch.set_flush_denormal(False)
     assert found == pytest.approx([true, true], rel=1e-6)
+
+
+def test_a_trial_takes_torchs_own_norms():
+    tensors = [holder(torch.randn(300, 300)), holder(None), holder(torch.randn(300))]
+    found, own = TorchNorms(tensors).read_twice()
+    assert found.norm[[0, 2]] == pytest.approx([reference(tensors[i].grad)[0] for i in (0, 2)], rel=1e-5)
+    assert {place: value.item() for place, value in own.items()} == {i: tensors[i].grad.norm().item() for i in (0, 2)}
+    assert np.isnan(found.peak).all()
+    assert found.present.tolist() == [True, False, True]
+    assert TorchNorms(tensors).read().norm[0] == found.norm[0]
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25, math.inf, math.nan])
+def test_a_trial_reads_exactly_what_float32_squares_would_lose(size):
+    tensors = [holder(torch.full((300,), size)), holder(torch.randn(300))]
+    found, exactly = TorchNorms(tensors).read(), HostNorms(tensors).read()
+    assert np.array_equal(found.norm, exactly.norm, equal_nan=True)
+    assert np.array_equal(found.nonfinite, exactly.nonfinite)
+    assert TorchNorms([holder(torch.ones(4, dtype=torch.float64))]).read().norm[0] == 2.0

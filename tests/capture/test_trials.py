@@ -21,6 +21,7 @@ from gradscope.capture.trials import (
     both,
     longer_warmup,
     run_trial,
+    scaled_group,
     scaled_layer,
 )
 from gradscope.runs.reader import load_run
@@ -188,3 +189,17 @@ def test_a_longer_warm_up_rises_in_a_straight_line(tmp_path: Path) -> None:
     work = workload(nn.Linear(4, 1), sgd)
     _, child = play(work, Trial("remedy", "warm-up", indexes=(0, 4, 30)), tmp_path, change=longer_warmup(10))
     assert child.lr[:, 0].tolist() == pytest.approx([0.01, 0.05, 0.1])
+
+
+def test_one_group_learns_at_its_peers_rate(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+
+    def two(model: nn.Module) -> torch.optim.Optimizer:
+        first, second = model.children()
+        return torch.optim.SGD([{"params": first.parameters()}, {"params": second.parameters(), "lr": 3.0}], lr=0.1)
+
+    work = workload(model, two)
+    change = both(scaled_group(1, 1 / 30), longer_warmup(10))
+    _, child = play(work, Trial("remedy", "group", indexes=(0, 30)), tmp_path, change=change)
+    assert child.lr == pytest.approx(np.array([[0.01, 0.01], [0.1, 0.1]]))
+    assert [group["lr"] for group in work.optimizers[0].param_groups] == [0.1, 3.0]

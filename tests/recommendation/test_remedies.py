@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.runs.schema import Plan, Trial
+from gradscope.runs.schema import Group, Optimizer, Plan, Trial
 from tests.builders import make_header, make_run
 
 INF, NAN = float("inf"), float("nan")
@@ -47,6 +47,29 @@ def test_the_accused_layer_starts_like_its_peers(tmp_path):
     remedy = by_name(next_remedies(run))["init"]
     assert (remedy.layer, remedy.layer_scale) == ("fc2", pytest.approx(0.05))
     assert 'get_submodule("fc2").weight.data.mul_(0.05)' in remedy.note
+
+
+def test_the_accused_group_learns_like_its_peers(tmp_path):
+    parameters = make_header([f"fc{i}" for i in range(6)]).parameters
+    own = tuple(i for i, parameter in enumerate(parameters) if parameter.layer == "fc2")
+    others = tuple(i for i in range(len(parameters)) if i not in own)
+    optimizer = Optimizer("SGD", (Group(0.1, others), Group(3.0, own)))
+    scales = (0, "init_scale", [parameter.name for parameter in parameters], [1.0] * len(parameters))
+    columns = {"lr": [[0.1, 3.0]] * len(EXPLODING)}
+    run = make_run(
+        tmp_path,
+        EXPLODING,
+        loss=EXPLODING,
+        parameters=parameters,
+        optimizer=optimizer,
+        probes=[scales],
+        columns=columns,
+    )
+    remedy = by_name(next_remedies(run))["group"]
+    assert (remedy.group, remedy.group_scale) == (1, pytest.approx(1 / 30))
+    assert remedy.note == (
+        'parameter group 1 learns at × 0.0333\noptimizer.param_groups[1]["lr"] *= 0.0333  # before the scheduler is made'
+    )
 
 
 def test_the_proven_threshold_is_tried_as_compressed_trials_are(tmp_path):
