@@ -56,6 +56,24 @@ def clip_recorded(
     return _clip(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
+def clip_scale_free(one: Recorder, tensors: list[torch.Tensor], max_norm: float) -> None:
+    """Clip as torch does, but without the 1e-6 that torch adds to the norm, so that the scale of the loss does not matter.
+
+    Both numbers are multiplied by the power of two that makes the norm about a million: against it 1e-6 is nothing.
+    """
+    if _multiply is None:
+        clip_recorded([one], tensors, max_norm)
+        return
+    with torch.no_grad():
+        total = _total(tensors, one.places, one.measure_for_clip(max_norm))
+        size = math.nan if total is None else total.item()
+        if total is None or not 0.0 < size < math.inf:
+            clip_recorded([one], tensors, max_norm)
+        elif size > max_norm:
+            scale = 2.0 ** (20 - math.frexp(size)[1])
+            _multiply(tensors, max_norm * scale, total * scale, None)
+
+
 def _total(
     tensors: list[torch.Tensor], places: Mapping[int, int], norms: Mapping[int, torch.Tensor]
 ) -> torch.Tensor | None:

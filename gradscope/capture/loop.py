@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradscope.capture import blame
-from gradscope.capture.clipping import clip_recorded
+from gradscope.capture.clipping import clip_recorded, clip_scale_free
 from gradscope.capture.gains import eagerly
 from gradscope.capture.probes import Probe
 from gradscope.capture.recorder import Reading, Recorder
@@ -39,9 +39,11 @@ class StepSeen:
 
 
 def step_once(
-    workload: Workload, index: int, recorder: Recorder, *, max_norm: float | None = None, schedule: bool = True
+    workload: Workload, index: int, recorder: Recorder, *, max_norm: float | None = None, trial: bool = False
 ) -> float:
     """Take optimizer step `index` of the plan and record it; returns its loss, the mean of its micro-steps.
+
+    A `trial` leaves the schedulers alone and clips whatever the scale of the loss.
 
     Raises:
         SpecError: the loss is not a scalar, or has no gradient.
@@ -49,7 +51,7 @@ def step_once(
         DataEndedError: the data has no such batch.
     """
     try:
-        return _step(workload, index, recorder, max_norm, schedule)
+        return _step(workload, index, recorder, max_norm, trial)
     except (GradscopeError, DataEndedError):
         raise
     except Exception as error:
@@ -113,7 +115,7 @@ def _probed(
             probe.end(row, emit)
 
 
-def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, schedule: bool) -> float:
+def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, trial: bool) -> float:
     scaler = scaler_of(workload)
     losses: list[float] = []
 
@@ -127,14 +129,16 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
                 scaler.unscale_(optimizer)
         if scaler or max_norm is None:
             recorder.measure(max_norm=max_norm, loss_scale=scaler.get_scale() if scaler else None)
-        if max_norm is not None:
+        if max_norm is not None and trial:
+            clip_scale_free(recorder, list(recorder.tensors), max_norm)
+        elif max_norm is not None:
             clip_recorded([recorder], list(recorder.tensors), max_norm)
         return total
 
     skipped = _update(workload, gradients, scaler)
     rates = [group["lr"] for optimizer in workload.optimizers for group in optimizer.param_groups]
     recorder.finish_step(skipped=skipped, lr=[float(rate) for rate in rates])
-    if schedule and not skipped:
+    if not (trial or skipped):
         for scheduler in workload.schedulers:
             scheduler.step()
     return losses[0]

@@ -129,7 +129,7 @@ class _Play:
     def _step(self, index: int, batch: int) -> float:
         factor = self.trial.lr_factor * (self.change.lr_scale(index) if self.change.lr_scale else 1.0)
         _set_rates(self.workload, self.rates.at(index), factor, self.change.group_scales)
-        return step_once(self.workload, batch, self.child, max_norm=self.trial.max_norm, schedule=False)
+        return step_once(self.workload, batch, self.child, max_norm=self.trial.max_norm, trial=True)
 
 
 def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, scales: Mapping[int, float]) -> None:

@@ -23,6 +23,9 @@ from gradscope.recommendation.percentiles import (
 from gradscope.runs.run import Run
 
 FEW = 20
+TORCH_ADDS = 1e-6
+TINY = 100 * TORCH_ADDS
+"""The smaller norms are, the more torch's addition to them counts: from here on, above 1 %."""
 SAME = 1e-6
 """Relative difference up to which two thresholds are one."""
 
@@ -178,6 +181,11 @@ def _caveats(run: Run, basis: Basis) -> tuple[str, ...]:
         said.append(f"It rests on {count(len(basis.rows), 'step')}; record at least {FEW}.")
     if run.header.every > 1:
         said.append(f"Only every {run.header.every}th step was recorded; rare large norms may be missing.")
+    if basis.sizes.size and median(basis.sizes) < TINY:
+        said.append(
+            f"These norms are small: torch.nn.utils.clip_grad_norm_ adds {TORCH_ADDS:g} to each and so clips more than it "
+            "is asked to. Scale the loss up, or multiply the gradients by max_norm / norm yourself."
+        )
     if run.header.synthetic_data:
         said.append("The inputs were random, not your data; norms on your data will differ.")
     return tuple(said)

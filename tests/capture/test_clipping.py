@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradscope import clip_grad_norm_
+from gradscope.capture.clipping import clip_scale_free
 from gradscope.capture.recorder import Recorder
 from gradscope.runs.reader import load_run
 
@@ -187,3 +188,38 @@ def test_any_sizes_and_limits(tmp_path_factory, sizes, limit, exponent):
             assert torch.equal(got, torch.nn.utils.clip_grad_norm_(models[1].parameters(), limit))
             assert same(*models)
             recorder.finish_step()
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 1.0, 2.0**40])
+def test_trials_clip_alike_at_every_scale_of_the_loss(tmp_path, scale):
+    """torch's own clipping does not: it adds 1e-6 to the norm."""
+    one, plain = nets()
+    backward(plain)
+    backward(one, scale)
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()]))
+    with Recorder(one, directory=tmp_path / "run") as recorder:
+        clip_scale_free(recorder, list(recorder.tensors), 0.25 * norm * scale)
+    for a, b in zip(one.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad / scale, 0.25 * b.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_trials_clip_as_torch_does_where_a_norm_is_no_size(tmp_path, value):
+    one, plain = nets()
+    for model in (one, plain):
+        backward(model)
+        for parameter in model.parameters():
+            parameter.grad.fill_(value)
+    with Recorder(one, directory=tmp_path / "run") as recorder:
+        clip_scale_free(recorder, list(recorder.tensors), 1.0)
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    assert same(one, plain)
+
+
+def test_trials_leave_small_gradients_alone(tmp_path):
+    one, plain = nets()
+    backward(one)
+    backward(plain)
+    with Recorder(one, directory=tmp_path / "run") as recorder:
+        clip_scale_free(recorder, list(recorder.tensors), 1e9)
+    assert same(one, plain)

@@ -76,7 +76,7 @@ def test_steps_of_the_plan_in_any_order_without_the_schedule(tmp_path):
     work = workload(small(), schedulers=halved, plan=Plan(accumulate=2))
     with Recorder(work.model, work.optimizers, directory=tmp_path / "run") as recorder:
         for index in (7, 3):
-            step_once(work, index, recorder, schedule=False)
+            step_once(work, index, recorder, trial=True)
     assert work.batches.asked == [14, 15, 6, 7]
     assert load_run(tmp_path / "run").lr[:, 0].tolist() == [0.01, 0.01]
 

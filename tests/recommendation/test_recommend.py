@@ -227,6 +227,11 @@ def test_post_clip_norms_carry_their_caveat(tmp_path):
     assert "cannot exceed max_norm, so" in caveats(unknown)
 
 
+def test_what_torch_adds_to_a_small_norm_is_told(tmp_path):
+    assert "adds 1e-06 to each" in caveats(make_run(tmp_path, NORMS * 1e-5))
+    assert caveats(make_run(tmp_path, NORMS * 1e-3)) == ""
+
+
 def test_other_caveats(tmp_path):
     said = caveats(make_run(tmp_path, [1.0] * 19, every=5, synthetic_data=True))
     assert "rests on 19 steps" in said
