@@ -73,7 +73,9 @@ def size(late: float, base: Reference) -> float:
     Below zero a loss may fall and be well, as likelihoods do; three times as deep as the window's largest loss is high is as
     bad as at `base.loss`.
     """
-    return late if not late < 0 else -late * base.loss / (FALLEN * base.largest_loss)
+    if not (late < 0 and base.largest_loss > 0):
+        return abs(late)
+    return -late * base.loss / (FALLEN * base.largest_loss)
 
 
 def rehearsed(run: Run) -> list[Rehearsed]:

@@ -28,6 +28,12 @@ def test_a_likelihood_may_fall_below_zero(tmp_path, end, verdict, scale):
     assert foreseen(tmp_path, end, scale).verdict == verdict
 
 
+@pytest.mark.parametrize("window", [np.zeros(50), np.full(50, np.nan)])
+def test_a_window_without_a_loss_is_no_measure(tmp_path, window):
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=NEXT), np.full(950, -9.0), LARGE)}
+    assert judge(make_run(tmp_path, [1.0] * 50, loss=window, trials=trials)).verdict == "unknown"
+
+
 def test_a_negative_loss_is_told_as_it_is(tmp_path):
     assert "held (loss at -9)" in foreseen(tmp_path, -9.0).reasons[0]
 
