@@ -1,8 +1,8 @@
 """The final trials of thresholds: pure functions of what was tried before, from a threshold's name to its value.
 
-First the best of the grid, half a decade to either side of it, and the runner-up where it is near; then on from the winner
-while a side of it is untried; last the winner once more, 1 % lower: a training that is chaos there shows it. No clipping is
-an infinite threshold.
+First the best of the grid, half a decade to either side of it, no clipping unless it diverged, and the runner-up where it is
+near; then on from the winner while a side of it is untried; last the winner once more, 1 % lower: a training that is chaos
+there shows it. No clipping is an infinite threshold.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ Asked = dict[str, float]
 
 
 def first_finals(grid: Grid, top: float) -> Asked:
-    """The best of the grid, its sides up to `top`, the runner-up; nothing where all of the grid diverged."""
+    """The best of the grid, its sides up to `top`, no clipping, the runner-up; nothing where all of the grid diverged."""
     least = min(grid.values())
     if not math.isfinite(least):
         return {}
     best = max(limit for limit, loss in grid.items() if loss <= above(least, TIE))
-    second = min((limit for limit in grid if limit != best), key=lambda limit: (grid[limit], -limit))
+    second = min((limit for limit in grid if limit not in (best, math.inf)), key=lambda limit: (grid[limit], -limit))
     sides = [top] if math.isinf(best) else [best * SIDE, best / SIDE]
     asked = {"final-best": best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
+    if math.isfinite(grid[math.inf]) and best != math.inf:
+        asked["final-none"] = math.inf
     if grid[second] <= above(least, NEAR):
         asked["final-runner-up"] = second
     return asked

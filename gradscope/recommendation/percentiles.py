@@ -12,7 +12,7 @@ from gradscope.recommendation.model import Mode, Threshold
 from gradscope.runs.run import Floats
 
 CONFIDENCE = 0.95
-LIMITER = 0.5
+LIMITER = 0.25
 
 
 def thresholds(norms: Floats, percentiles: Iterable[float], confidence: float = CONFIDENCE) -> tuple[Threshold, ...]:
@@ -55,7 +55,7 @@ def mean_retained_step(norms: Floats, max_norm: float) -> float:
 
 
 def mode(fraction: float) -> Mode:
-    """A threshold that clips more than half of the steps limits every step; one that clips fewer is a safety net."""
+    """A threshold that clips more than a quarter of the steps limits the training; one that clips fewer is a safety net."""
     return "step limiter" if fraction > LIMITER else "safety net"
 
 

@@ -92,5 +92,5 @@ def test_no_percentile_and_no_norms():
         thresholds(np.array([]), [95])
 
 
-def test_mode_changes_at_half_of_the_steps():
-    assert (mode(0.5), mode(0.51)) == ("safety net", "step limiter")
+def test_mode_changes_at_a_quarter_of_the_steps():
+    assert (mode(0.25), mode(0.26)) == ("safety net", "step limiter")

@@ -22,7 +22,7 @@ def outcome(trial, best=0.05):
 def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50):
     """Ask, play and ask again as `analyze` does; every stage with its trials, and the run at the end."""
     trials, stages = {}, []
-    for _ in range(9):
+    for _ in range(12):
         run = make_run(tmp_path, norms, trials=trials, plan=plan)
         new = [trial for trial in next_candidates(run, allowed) if trial.name not in run.trials]
         if not new:
@@ -39,7 +39,7 @@ def _large(trial):
 
 def test_the_stages(tmp_path):
     stages, run = play(tmp_path)
-    (window,), (none,), first, final, again = stages
+    (window,), (none,), first, (plain,), final, again = stages
     assert (window.kind, window.max_norm, window.start) == ("window", 0.1, "initial")
     assert window.indexes == tuple(range(50))
     assert (none.kind, none.max_norm, len(none.indexes)) == ("candidate", None, FIRST)
@@ -49,7 +49,8 @@ def test_the_stages(tmp_path):
     middle = 0.5 * 10**0.25
     assert first[0].max_norm == pytest.approx(0.1 * middle * 4)
     assert [trial.name for trial in final] == ["final-best", "final-side-1", "final-side-2"]
-    assert {len(trial.indexes) for trial in [*final, *again]} == {FINAL}
+    assert (plain.name, plain.max_norm) == ("final-none", None)
+    assert {len(trial.indexes) for trial in [plain, *final, *again]} == {FINAL}
     assert final[1].max_norm / final[0].max_norm == pytest.approx(np.sqrt(10))
     assert final[2].max_norm / final[0].max_norm == pytest.approx(np.sqrt(0.1))
     assert [(trial.name, trial.max_norm) for trial in again] == [
@@ -125,10 +126,10 @@ def test_when_every_threshold_diverges_it_stops(tmp_path):
 
 def test_short_time_shortens_the_second_stage_then_the_first(tmp_path):
     stages, _ = play(tmp_path, allowed=600)
-    assert {len(trial.indexes) for trial in stages[3]} == {200}
+    assert {len(trial.indexes) for stage in stages[3:5] for trial in stage} == {150}
     stages, _ = play(tmp_path, allowed=200)
     assert {len(trial.indexes) for trial in stages[2]} == {25}
-    assert {len(trial.indexes) for trial in stages[3]} == {66}
+    assert {len(trial.indexes) for stage in stages[3:5] for trial in stage} == {50}
     stages, _ = play(tmp_path, allowed=70)
     assert len(stages) == 3
     assert play(tmp_path, allowed=19)[0] == []
