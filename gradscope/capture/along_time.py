@@ -8,7 +8,7 @@ its own last output again together with something new) are watched at the states
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from gradscope.capture.probes import Emit
 from gradscope.capture.recurrence import candidate, largest_singular_value
 
 SPARSER = 4
-"""A step is measured when it is this many times as far as the last measured one."""
+"""A step is measured when it is this many steps after the last measured one, and this many times as far."""
 
 Profile = dict[str, list[list[float]]]
 """By subject, a list of norms along time for each sequence that was run."""
@@ -36,7 +36,7 @@ class AlongTimeProbe:
     computed, so that a reverse direction begins at the sequence's end. Several sequences in one step count as one larger
     batch. Subjects are layers: `rnn`, or `rnn layer 1 reverse` where a module holds several. For torch's own layers also
     `sigma_recurrent`: σmax(W_hh)·max σ′, with max σ′ = 1 (tanh, ReLU), of the rows behind the candidate state for an LSTM or
-    a GRU: below 1, an RNN's gradients must fade.
+    a GRU, before the optimizer's step: below 1, an RNN's gradients must fade.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,6 +46,7 @@ class AlongTimeProbe:
         self._fused: list[tuple[str, FusedCall]] = []
         self._cells: dict[str, CellCalls] = {}
         self._called_once: set[str] = set()
+        self._sigmas: dict[str, float] = {}
         self._next = 0
 
     @property
@@ -56,14 +57,15 @@ class AlongTimeProbe:
     def begin(self, step: int) -> None:
         """Place hooks on every recurrent layer, and on every module that may be a cell.
 
-        Only on the first step asked for and on those at least `SPARSER` times as far as the last: profiles cost a pass back
-        through time in Python, and change slowly.
+        Only on the first step asked for and on those `SPARSER` steps after the last and `SPARSER` times as far: profiles
+        cost a pass back through time in Python, and change slowly.
         """
         if step < self._next:
             return
-        self._next = max(step + 1, SPARSER * step)
+        self._next = max(step + SPARSER, SPARSER * step)
         self._fused, self._cells = [], {}
         model = unwrap(self._model)
+        self._sigmas = _sigmas(model)
         compiled = compiled_modules(self._model)
         for path, module in model.named_modules():
             name = clean_name(path)
@@ -129,11 +131,11 @@ class AlongTimeProbe:
                         cells.setdefault(name, []).append(memory)
         _emit(emit, "state_grad_norm", states)
         _emit(emit, "cell_state_grad_norm", cells)
-        sigmas = _sigmas(unwrap(self._model), states)
+        sigmas = {name: value for name, value in self._sigmas.items() if name in states}
         if sigmas:
             emit("sigma_recurrent", list(sigmas), list(sigmas.values()))
         self._called_once |= {name for name, cell in self._cells.items() if cell.called_once}
-        self._fused, self._cells = [], {}
+        self._fused, self._cells, self._sigmas = [], {}, {}
 
     def _follow(self, name: str, call: FusedCall, states: Profile, cells: Profile) -> None:
         try:
@@ -165,7 +167,7 @@ def _emit(emit: Emit, probe: str, profile: Profile) -> None:
         emit(probe, [subject] * longest, values, list(range(longest)))
 
 
-def _sigmas(model: nn.Module, measured: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+def _sigmas(model: nn.Module) -> dict[str, float]:
     found = {}
     for path, module in model.named_modules():
         name = clean_name(path)
@@ -176,7 +178,7 @@ def _sigmas(model: nn.Module, measured: Mapping[str, Sequence[Any]]) -> dict[str
         elif isinstance(module, nn.RNNCellBase):
             mode = type(module).__name__.removesuffix("Cell")
             found[name] = _sigma(module.weight_hh, mode)
-    return {name: value for name, value in found.items() if name in measured and math.isfinite(value)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _sigma(matrix: torch.Tensor, mode: str) -> float:

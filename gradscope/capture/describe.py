@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -91,8 +92,8 @@ def describe_optimizer(optimizers: Sequence[torch.optim.Optimizer], places: Mapp
     if not optimizers:
         return None
     groups = tuple(
-        Group(float(group.get("lr", float("nan"))), tuple(places[id(p)] for p in group["params"] if id(p) in places))
-        for optimizer in optimizers
+        Group(float(group.get("lr", math.nan)), tuple(places[id(p)] for p in group["params"] if id(p) in places), which)
+        for which, optimizer in enumerate(optimizers)
         for group in optimizer.param_groups
     )
     return Optimizer(" + ".join(type(one).__name__ for one in optimizers), groups, _settings(optimizers[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -157,20 +157,16 @@ class FusedCall:
         found: list[list[Found]] = []
         names = list(self.parts(self.module))
         for layer in reversed(range(self.module.num_layers)):
-            dx = torch.zeros_like(_wide(inputs[layer]))
-            parts = []
+            parts, arriving = [], []
             for direction in range(directions):
-                place = layer * directions + direction
-                x, part, part_dh = (
-                    _wide(inputs[layer]),
-                    self._part(outputs[layer], direction),
-                    self._part(dh, direction),
+                place, h = layer * directions + direction, self._part(outputs[layer], direction)
+                states, memory, ahead = self._passage(
+                    place, direction == 1, _single(inputs[layer]), _single(h), self._part(dh, direction)
                 )
-                states, memory, back = self._passage(place, direction == 1, x, _wide(part), part_dh)
-                dx += back
+                arriving += [ahead() @ _wide(self.weights[place][0])] if layer else []
                 parts.append((names[place][0], states, memory))
             found.append(parts)
-            dh = dx * masks[layer - 1] if layer else dx
+            dh = sum(arriving) * masks[layer - 1] if layer else dh
         return [part for parts in reversed(found) for part in parts]
 
     def _part(self, values: Tensor, direction: int) -> Tensor:
@@ -178,28 +174,28 @@ class FusedCall:
 
     def _passage(
         self, place: int, turned: bool, x: Tensor, h: Tensor, dh: Tensor
-    ) -> tuple[list[float], list[float], Tensor]:
+    ) -> tuple[list[float], list[float], Callable[[], Tensor]]:
         steps, count = h.shape[:2]
         lengths = self.layout.lengths(steps, count)
 
         def turn(values: Tensor) -> Tensor:
             return reversed_in_time(values, lengths) if turned else values
 
-        h0 = _wide(self._first(0, [place], h)[0])
-        c0 = _wide(self._first(1, [place], h)[0]) if self.module.mode == "LSTM" else None
+        h0 = _single(self._first(0, [place], h)[0])
+        c0 = _single(self._first(1, [place], h)[0]) if self.module.mode == "LSTM" else None
         passage = Passage(self.module.mode, self._weights(place), turn(x), turn(h), h0, c0)
         ends = torch.tensor(lengths, device=h.device) - 1, torch.arange(count, device=h.device)
         dh = turn(dh).clone()
         dh[ends] += self._last("h", place, h0)
         dc = None
         if c0 is not None:
-            dc = c0.new_zeros(steps, *c0.shape)
+            dc = dh.new_zeros(steps, *c0.shape)
             dc[ends] += self._last("c", place, c0)
         found = backward(passage, dh, dc)
         if not found.error <= CLOSE.get(self.out.dtype, HALF):
             raise ValueError(f"they differ from the layer's equations by {found.error:.1g} of the largest")
         memory = norms_along_time(found.dc) if found.dc is not None else []
-        return norms_along_time(found.dh), memory, turn(found.dx)
+        return norms_along_time(found.dh), memory, lambda: turn(found.ahead())
 
     def _arrived(self, name: str, like: Tensor) -> Tensor:
         gradient = self.arrivals.got.get(name)
@@ -207,10 +203,10 @@ class FusedCall:
 
     def _last(self, name: str, place: int, like: Tensor) -> Tensor:
         gradient = self.arrivals.got.get(name)
-        return torch.zeros_like(like) if gradient is None else _wide(self.layout.hidden(gradient)[place])
+        return torch.zeros_like(_wide(like)) if gradient is None else _wide(self.layout.hidden(gradient)[place])
 
     def _weights(self, place: int) -> Weights:
-        ih, hh, *rest = [_wide(weight) for weight in self.weights[place]]
+        ih, hh, *rest = [_single(weight) for weight in self.weights[place]]
         bias_ih, bias_hh = rest[:2] if self.module.bias else (None, None)
         return Weights(ih, hh, bias_ih, bias_hh, rest[-1] if self.module.proj_size else None)
 
@@ -268,6 +264,10 @@ def draws(module: nn.RNNBase) -> bool:
 
 def _wide(values: Tensor) -> Tensor:
     return values.float() if values.device.type == "mps" else values.double()
+
+
+def _single(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 @contextmanager

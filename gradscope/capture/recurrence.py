@@ -1,14 +1,14 @@
 """∂L/∂h_t inside fused recurrent layers, computed again from what went in, what came out and the gradient that arrived.
 
 `torch.nn.RNN`, `LSTM` and `GRU` run all time steps in one kernel, which keeps the states' gradients to itself. Their values
-follow from the layer's own equations (those of the torch documentation), differentiated by hand: one pass back through
-time, in float64 where the device has it, so that fading below float32 is seen too. Nothing of the training's own graph or
-random state is touched.
+follow from the layer's own equations (those of the torch documentation), differentiated by hand: the gates once more in the
+training's precision, then one pass back through time, in float64 where the device has it, so that fading below float32 is
+seen too. Nothing of the training's own graph or random state is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,16 +44,22 @@ class Passage:
 
 @dataclass(frozen=True)
 class Backward:
-    """`dh` (T, B, P): ∂L/∂h_t; `dc` (T, B, H): ∂L/∂c_t, LSTM only; `dx` (T, B, I). `error`: of `h` against the equations."""
+    """`dh` (T, B, P): ∂L/∂h_t; `dc` (T, B, H): ∂L/∂c_t, LSTM only. `error`: of `h` against the equations.
+
+    `ahead` computes ∂L/∂(W_ih x_t), (T, B, G·H).
+    """
 
     dh: Tensor
     dc: Tensor | None
-    dx: Tensor
+    ahead: Callable[[], Tensor]
     error: float
 
 
 def backward(passage: Passage, dh: Tensor, dc: Tensor | None = None) -> Backward:
-    """Back through time. `dh`, `dc`: what reaches each state from outside the recurrence; 0 beyond a sequence's end."""
+    """Back through time, in the precision of `dh`.
+
+    `dh`, `dc`: what reaches each state from outside the recurrence; 0 beyond a sequence's end.
+    """
     return _BACKWARD[passage.mode](passage, dh, dc)
 
 
@@ -92,14 +98,15 @@ def _forth(steps: list[Tensor]) -> Tensor:
 def _rnn(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
     relu = passage.mode == "RNN_RELU"
     gates = _gates(passage)
-    slope = (passage.h > 0).to(dh.dtype) if relu else 1 - passage.h**2
+    hh, h = passage.weights.hh.to(dh), passage.h.to(dh)
+    slope = (h > 0).to(dh) if relu else 1 - h**2
     total, inner, carry = [], [], torch.zeros_like(dh[0])
     for arriving, factor in _back(dh, slope):
         total.append(arriving + carry)
         inner.append(total[-1] * factor)
-        carry = inner[-1] @ passage.weights.hh
+        carry = inner[-1] @ hh
     found = gates.relu() if relu else gates.tanh()
-    return Backward(_forth(total), None, _forth(inner) @ passage.weights.ih, _error(found, passage.h))
+    return Backward(_forth(total), None, lambda: _forth(inner), _error(found, passage.h))
 
 
 def _lstm(passage: Passage, dh: Tensor, dc: Tensor | None) -> Backward:
@@ -114,18 +121,20 @@ def _lstm(passage: Passage, dh: Tensor, dc: Tensor | None) -> Backward:
     before = torch.cat([passage.c0[None] if passage.c0 is not None else torch.zeros_like(cell[:1]), cell[:-1]])
     squashed = cell.tanh()
     inside = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g**2), squashed * o * (1 - o)], -1)
+    hh, hr = passage.weights.hh.to(dh), passage.weights.hr
     total, cells, inner = [], [], []
-    carry_h, carry_c = torch.zeros_like(dh[0]), torch.zeros_like(i[0])
-    extra = torch.zeros_like(cell) if dc is None else dc
-    for arriving, arriving_c, kept, to_cell, factor in _back(dh, extra, f, o * (1 - squashed**2), inside):
+    carry_h, carry_c = torch.zeros_like(dh[0]), torch.zeros_like(i[0], dtype=dh.dtype)
+    extra = torch.zeros_like(cell, dtype=dh.dtype) if dc is None else dc
+    factors = (one.to(dh) for one in (f, o * (1 - squashed**2), inside))
+    for arriving, arriving_c, kept, to_cell, factor in _back(dh, extra, *factors):
         total.append(arriving + carry_h)
-        out = total[-1] if passage.weights.hr is None else total[-1] @ passage.weights.hr
+        out = total[-1] if hr is None else total[-1] @ hr.to(dh)
         cells.append(torch.addcmul(carry_c + arriving_c, out, to_cell))
         inner.append(torch.cat([cells[-1], cells[-1], cells[-1], out], -1) * factor)
-        carry_h, carry_c = inner[-1] @ passage.weights.hh, cells[-1] * kept
+        carry_h, carry_c = inner[-1] @ hh, cells[-1] * kept
     found = o * squashed
-    found = found if passage.weights.hr is None else found @ passage.weights.hr.T
-    return Backward(_forth(total), _forth(cells), _forth(inner) @ passage.weights.ih, _error(found, passage.h))
+    found = found if hr is None else found @ hr.T
+    return Backward(_forth(total), _forth(cells), lambda: _forth(inner), _error(found, passage.h))
 
 
 def _gru(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
@@ -136,15 +145,15 @@ def _gru(passage: Passage, dh: Tensor, _: Tensor | None) -> Backward:
     n = (x_n + r * h_n).tanh()
     to_n = (1 - z) * (1 - n**2)
     to_r, to_z = to_n * h_n * r * (1 - r), (before - n) * z * (1 - z)
-    to_hidden = torch.cat([to_r, to_z, to_n * r], -1)
+    to_hidden, hh = torch.cat([to_r, to_z, to_n * r], -1), weights.hh.to(dh)
     steps, carry = [], torch.zeros_like(dh[0])
-    for arriving, kept, factor in _back(dh, z, to_hidden):
+    for arriving, kept, factor in _back(dh, z.to(dh), to_hidden.to(dh)):
         now = arriving + carry
         steps.append(now)
-        carry = torch.addmm(now * kept, torch.cat([now, now, now], -1) * factor, weights.hh)
+        carry = torch.addmm(now * kept, torch.cat([now, now, now], -1) * factor, hh)
     total = _forth(steps)
-    dx = (total.repeat(1, 1, 3) * torch.cat([to_r, to_z, to_n], -1)) @ weights.ih
-    return Backward(total, None, dx, _error((1 - z) * n + z * before, passage.h))
+    to_ahead = torch.cat([to_r, to_z, to_n], -1)
+    return Backward(total, None, lambda: total.repeat(1, 1, 3) * to_ahead, _error((1 - z) * n + z * before, passage.h))
 
 
 _BACKWARD = {"RNN_TANH": _rnn, "RNN_RELU": _rnn, "LSTM": _lstm, "GRU": _gru}

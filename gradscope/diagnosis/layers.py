@@ -26,6 +26,7 @@ LIKE_PEERS = 0.1
 SAMPLED = 4096
 CROWD = 0.25
 """A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
+BARE = "no normalisation here, unlike its siblings"
 GAINS = ("init_scale", "forward_gain", "forward_gain_with_activation", "backward_gain", "backward_gain_with_activation")
 LEVELS: tuple[Level, ...] = ("low", "medium", "high")
 
@@ -79,9 +80,12 @@ class _Ranking:
         if not self.probed or (float(best.decades[i]) < LIKE_PEERS and level == "low" and not self.bare[i]):
             said = f"{layer.name}: {self._plain(i)}"
             return LayerRisk(layer.name, layer.type, level, score, None, None, None, said, "Nothing to do.", evidence)
-        component = "missing normalisation" if self.bare[i] and name == "gain" else name
+        amplifies = name == "gain" or float(best.decades[i]) < LIKE_PEERS
+        component = "missing normalisation" if self.bare[i] and amplifies else name
         factor, peers = float(10 ** best.decades[i]), float(10 ** best.center[i])
         said, advice = self._words(component, i, factor)
+        if self.bare[i]:
+            said += f"; {BARE}"
         known = peers if np.isfinite(peers) else None
         return LayerRisk(
             layer.name, layer.type, level, score, component, factor, known, f"{layer.name} {said}.", advice, evidence
@@ -94,7 +98,7 @@ class _Ranking:
         if component == "learning rate":
             return (
                 f"has a learning rate {times} × the others'",
-                "Bring its parameter group to the learning rate of the others.",
+                f"Bring its parameter group to the learning rate of the others, × {number(1 / factor)}.",
             )
         if component == "bias":
             return f"has a bias that outweighs what its weights produce {times} × more than its peers' do", (
@@ -104,7 +108,7 @@ class _Ranking:
         said = "multiplies " + " and ".join(part for part in parts if part)
         if component == "gain":
             return said, "Look at the activation behind it; a norm behind it, or a smaller init, takes the gain away."
-        return said + "; no normalisation here, unlike its siblings", "Add the normalisation that its siblings have."
+        return said, "Add the normalisation that its siblings have."
 
     def _gain_words(self, side: str, i: int) -> str:
         own, others = self.gains[side][i], median(np.delete(self.gains[side], i))

@@ -51,12 +51,13 @@ def _single(run: Run) -> list[Trial]:
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
     if top := _accused(run, "initialisation"):
         scale = 1 / (top.factor or 1.0)
-        paste = f'model.get_submodule("{top.name}").weight.data.mul_({scale:.3g})  # before training'
+        paste = f"{_scaled(run, top.name, scale)}  # before training"
         wanted.append(remedy("init", f"{top.name} starts × {scale:.3g}", paste, layer=top.name, layer_scale=scale))
     if group := _fast_group(run):
         number, scale = group
-        paste = f'optimizer.param_groups[{number}]["lr"] *= {scale:.3g}  # before the scheduler is made'
-        note = f"parameter group {number} learns at × {scale:.3g}"
+        where, own = _group_named(run, number)
+        paste = f'optimizer.param_groups[{own}]["lr"] *= {scale:.3g}  # {where}before the scheduler is made'
+        note = f"{where}parameter group {own} learns at × {scale:.3g}"
         wanted.append(remedy("group", note, paste, group=number, group_scale=scale))
     winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
@@ -79,6 +80,24 @@ def _fast_group(run: Run) -> tuple[int, float] | None:
     own = {i for i, parameter in enumerate(run.header.parameters) if parameter.layer == top.name}
     held = [i for i, group in enumerate(groups) if own & set(group.parameters)]
     return max(held, key=lambda i: groups[i].lr), 1 / top.factor
+
+
+def _group_named(run: Run, number: int) -> tuple[str, int]:
+    """Which of several optimizers holds a group ("" where there is one alone), and its place among that one's groups."""
+    assert run.header.optimizer is not None
+    holders = [group.optimizer for group in run.header.optimizer.groups]
+    which, kinds = holders[number], run.header.optimizer.type.split(" + ")
+    where = f"optimizer {which + 1} of {len(kinds)} ({kinds[which]}), " if len(kinds) > 1 else ""
+    return where, number - holders.index(which)
+
+
+def _scaled(run: Run, layer: str, scale: float) -> str:
+    """What scales a layer's matrices, of which there may be several and of any name."""
+    module, own = f'model.get_submodule("{layer}")', [one for one in run.header.parameters if one.layer == layer]
+    matrices = [one.name.rpartition(".")[2] for one in own if len(one.shape) > 1]
+    if len(matrices) > 1:
+        return f"[w.data.mul_({scale:.3g}) for w in {module}.parameters(recurse=False) if w.dim() > 1]"
+    return f"{module}.{matrices[0] if matrices else 'weight'}.data.mul_({scale:.3g})"
 
 
 def _over(indexes: tuple[int, ...], one: Trial) -> Trial:

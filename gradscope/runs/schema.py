@@ -47,10 +47,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Group:
-    """One optimizer parameter group at step 0: its initial learning rate and its indexes into `Header.parameters`."""
+    """One optimizer parameter group at step 0: its initial learning rate and its indexes into `Header.parameters`.
+
+    `optimizer`: which of several optimizers holds it, counted from 0.
+    """
 
     lr: float
     parameters: tuple[int, ...]
+    optimizer: int = 0
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_groups_of_all_optimizers_in_their_order():
     second = torch.optim.AdamW(model.mix.parameters(), lr=torch.tensor(0.25))
     described = describe(model, [first, second]).optimizer
     assert described.type == "SGD + AdamW"
-    assert described.groups == (Group(0.5, (1,)), Group(0.1, (0,)), Group(0.25, (4, 5)))
+    assert described.groups == (Group(0.5, (1,)), Group(0.1, (0,)), Group(0.25, (4, 5), 1))
     assert described.settings["momentum"] == 0.9
     assert "params" not in described.settings
     adam = describe(model, [second]).optimizer

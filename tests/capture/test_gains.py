@@ -247,6 +247,53 @@ def test_a_cell_fed_with_data_has_the_gain_of_its_state() -> None:
     assert rows["backward_gain"]["cell"] == pytest.approx(float(d_hidden.norm() / d_after.norm()))
 
 
+class Joined(nn.Module):
+    """A frozen layer, then one with two inputs by name, called twice between in-place activations in a residual path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.mix = nn.Linear(6, 6), nn.Bilinear(6, 6, 6)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, seen: list[tuple[torch.Tensor, ...]] | None = None) -> torch.Tensor:
+        h = x * 1
+        out = self.frozen(h)
+        calls = [(h, out)]
+        for _ in range(2):
+            left = out.clone().relu_()
+            mixed = self.mix(input1=left, input2=h)
+            calls.append((left, mixed))
+            out = mixed.clone().tanh_() + left
+        if seen is not None:
+            seen.extend(calls)
+        return out
+
+
+def test_frozen_in_place_several_inputs_and_calls_by_hand() -> None:
+    torch.manual_seed(0)
+    model, x = Joined(), torch.randn(8, 6, requires_grad=True)
+    rows, probe = measured(model, x)
+    calls: list[tuple[torch.Tensor, ...]] = []
+    loss = scalar(model(x, calls))
+
+    def backward_gain(layer: nn.Module, into: torch.Tensor, out: torch.Tensor) -> float:
+        (d_out,) = torch.autograd.grad(loss, out, retain_graph=True)
+        own = into.detach().requires_grad_()
+        again = layer(own) if layer is model.frozen else layer(own, calls[0][0].detach())
+        (d_in,) = torch.autograd.grad(again, own, d_out)
+        return float(d_in.norm() / d_out.norm())
+
+    mixes = [backward_gain(model.mix, *call) for call in calls[1:]]
+    assert rows["backward_gain"] == {
+        "frozen": pytest.approx(backward_gain(model.frozen, *calls[0])),
+        "mix": pytest.approx(rms(mixes)),
+    }
+    gains_forward = [float((out.norm() / into.norm()).detach()) for into, out in calls]
+    assert rows["forward_gain"]["frozen"] == pytest.approx(gains_forward[0])
+    assert rows["forward_gain"]["mix"] == pytest.approx(rms(gains_forward[1:]))
+    assert probe.unmeasured == {}
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "reentrant"])
 def test_checkpoints_change_no_gain(name: str) -> None:
     torch.manual_seed(0)

@@ -52,3 +52,36 @@ def training_step(model, batch):
 )
 
 INTERRUPTED_AT_STEP_7 = RAISES_AT_STEP_7.replace('ValueError("the eighth batch is bad")', "KeyboardInterrupt")
+
+RECURRENT = """
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(4, 8, nonlinearity="relu", batch_first=True, bias=False)
+        self.head = nn.Linear(8, 1)
+        with torch.no_grad():
+            self.rnn.weight_hh_l0.copy_(1.4 * torch.eye(8))
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+model = Net()
+X = torch.randn(64, 30, 4)
+data = (X, X.mean((1, 2))[:, None])
+batch_size = 16
+SCALE = 1.0
+
+
+def loss(output, target):
+    return SCALE * nn.functional.mse_loss(output, target)
+
+
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-16 / SCALE)
+"""

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.runs.schema import Group, Optimizer, Plan, Trial
+from gradscope.runs.schema import Group, Optimizer, Parameter, Plan, Trial
 from tests.builders import make_header, make_run
 
 INF, NAN = float("inf"), float("nan")
@@ -49,13 +50,13 @@ def test_the_accused_layer_starts_like_its_peers(tmp_path):
     assert 'get_submodule("fc2").weight.data.mul_(0.05)' in remedy.note
 
 
-def test_the_accused_group_learns_like_its_peers(tmp_path):
+@pytest.mark.parametrize(("kinds", "holders"), [("SGD", (0, 0)), ("SGD + Adam", (0, 1)), ("SGD + Adam", (0, 0))])
+def test_the_accused_group_learns_like_its_peers(tmp_path, kinds, holders):
     parameters = make_header([f"fc{i}" for i in range(6)]).parameters
     own = tuple(i for i, parameter in enumerate(parameters) if parameter.layer == "fc2")
     others = tuple(i for i in range(len(parameters)) if i not in own)
-    optimizer = Optimizer("SGD", (Group(0.1, others), Group(3.0, own)))
+    optimizer = Optimizer(kinds, (Group(0.1, others, holders[0]), Group(3.0, own, holders[1])))
     scales = (0, "init_scale", [parameter.name for parameter in parameters], [1.0] * len(parameters))
-    columns = {"lr": [[0.1, 3.0]] * len(EXPLODING)}
     run = make_run(
         tmp_path,
         EXPLODING,
@@ -63,13 +64,35 @@ def test_the_accused_group_learns_like_its_peers(tmp_path):
         parameters=parameters,
         optimizer=optimizer,
         probes=[scales],
-        columns=columns,
+        columns={"lr": [[0.1, 3.0]] * len(EXPLODING)},
     )
     remedy = by_name(next_remedies(run))["group"]
     assert (remedy.group, remedy.group_scale) == (1, pytest.approx(1 / 30))
+    said, where, place = {
+        ("SGD", 0): ("parameter group 1", "", 1),
+        ("SGD + Adam", 1): ("optimizer 2 of 2 (Adam), parameter group 0", "optimizer 2 of 2 (Adam), ", 0),
+        ("SGD + Adam", 0): ("optimizer 1 of 2 (SGD), parameter group 1", "optimizer 1 of 2 (SGD), ", 1),
+    }[kinds, holders[1]]
     assert remedy.note == (
-        'parameter group 1 learns at × 0.0333\noptimizer.param_groups[1]["lr"] *= 0.0333  # before the scheduler is made'
+        f"{said} learns at × 0.0333\n"
+        f'optimizer.param_groups[{place}]["lr"] *= 0.0333  # {where}before the scheduler is made'
     )
+
+
+def test_the_line_that_scales_a_layer_works_for_any_names_of_weights(tmp_path):
+    names = [f"rnn{i}.{leaf}" for i in range(6) for leaf in ("weight_ih_l0", "weight_hh_l0", "bias_hh_l0")]
+    parameters = tuple(
+        Parameter(name, name.partition(".")[0], "RNN", (3,) if "bias" in name else (3, 3), "float32", 0)
+        for name in names
+    )
+    scales = (0, "init_scale", names, [20.0 if name == "rnn2.weight_hh_l0" else 1.0 for name in names])
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, probes=[scales], plan=PLAN)
+    line = by_name(next_remedies(run))["init"].note.split("\n")[1]
+    model = torch.nn.ModuleDict({f"rnn{i}": torch.nn.RNN(3, 3) for i in range(6)})
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    exec(line, {"model": model})  # what the user pastes
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"rnn2.weight_ih_l0", "rnn2.weight_hh_l0"}
 
 
 def test_the_proven_threshold_is_tried_as_compressed_trials_are(tmp_path):

@@ -10,7 +10,9 @@ How it decides
     and one slope for all; its 95 % interval is widened for the correlation of neighbouring residuals. Growth: the lower
     end of the interval is above 0 and the factor over the sequence above 10: a warning. Fading: the upper end below 0 and
     the factor below 1/1000: an information with the half-life. Unit: factor a time step. At least 8 time steps. Only
-    ratios enter, so the scale of the loss does not matter.
+    ratios enter, so the scale of the loss does not matter. Told beside it: σmax(W_hh)·max σ′, the most that one time step
+    of a plain RNN can multiply by; of an LSTM or a GRU the rows behind the candidate state. Where it is below 1, growth
+    cannot come from the recurrence alone.
 Known problems
     When every time step has a loss of its own, the sum of many contributions hides part of a fading. A curve that is not
     geometric has no single rate.
@@ -25,16 +27,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
-from gradscope.diagnosis.series import count, finding, number
+from gradscope.diagnosis.series import count, finding, median, number
 from gradscope.runs.run import Floats, ProbeTable, Run
 
 CODE, NAME = "GS302", "recurrent-growth"
-PROBE = "state_grad_norm"
+PROBE, SIGMA = "state_grad_norm", "sigma_recurrent"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class TimeProfile:
-    """How the gradient changes going back through time: `rate` is the slope of its log a time step, with its interval."""
+    """How the gradient changes going back through time: `rate` is the slope of its log a time step, with its interval.
+
+    `sigma`: the median σmax(W_hh)·max σ′ over the sampled steps; NaN where there is no such matrix.
+    """
 
     layer: str
     rate: float
@@ -60,6 +65,7 @@ class TimeProfile:
     length: int
     sampled: int
     nonfinite: int
+    sigma: float = math.nan
 
     @property
     def factor(self) -> float:
@@ -91,8 +97,9 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
 def time_profiles(run: Run, least: int = DEFAULTS.least) -> list[TimeProfile]:
     """The rate along time of every recurrent layer with at least `least` finite values in some sampled step."""
     rows = run.probes.select(PROBE)
+    sigmas = run.probes.select(SIGMA)
     found = (_profile(layer, rows, least) for layer in dict.fromkeys(rows.subject.tolist()))
-    return [profile for profile in found if profile]
+    return [replace(one, sigma=median(sigmas.value[sigmas.subject == one.layer])) for one in found if one]
 
 
 def _profile(layer: str, rows: ProbeTable, least: int) -> TimeProfile | None:
@@ -137,14 +144,21 @@ def _over(profile: TimeProfile) -> str:
     return f"over {count(profile.length, 'time step')} (measured on {count(profile.sampled, 'training step')}{lost})"
 
 
+def _interval(profile: TimeProfile) -> str:
+    return f"95 % interval {number(math.exp(profile.low))} to {number(math.exp(profile.high))}"
+
+
+def _sigma(profile: TimeProfile) -> str:
+    return f"; σmax(W_hh)·max σ′ is {number(profile.sigma)}" if math.isfinite(profile.sigma) else ""
+
+
 def _growth(profile: TimeProfile, settings: Settings) -> Finding:
-    interval = f"95 % interval {number(math.exp(profile.low))} to {number(math.exp(profile.high))}"
     return finding(
         CODE,
         NAME,
         "warning",
         f"The gradient of {profile.layer} grows {number(profile.factor)}× a time step {_over(profile)}, going back in time; "
-        f"{interval}; it doubles every {number(profile.half_life)} time steps.",
+        f"{_interval(profile)}; it doubles every {number(profile.half_life)} time steps{_sigma(profile)}.",
         "Clip by the global norm, start the recurrent matrix orthogonal, or shorten the sequences.",
         subject=profile.layer,
         value=profile.factor,
@@ -159,7 +173,7 @@ def _fading(profile: TimeProfile) -> Finding:
         NAME,
         "info",
         f"The gradient of {profile.layer} fades to {number(profile.factor)}× a time step {_over(profile)}, going back in "
-        f"time: its half-life is {number(profile.half_life)} time steps.",
+        f"time; {_interval(profile)}; its half-life is {number(profile.half_life)} time steps{_sigma(profile)}.",
         "If longer memory is needed, use a gated layer (LSTM, GRU) or shorter paths.",
         subject=profile.layer,
         value=profile.factor,

@@ -38,7 +38,14 @@ def test_growth_is_found_with_its_rate_at_any_scale(tmp_path, scale):
 def test_fading_is_an_information_with_its_half_life(tmp_path):
     (finding,) = check(run_with(tmp_path, profile(0, 0.5)))
     assert finding.severity == "info"
-    assert "half-life is 1 time steps" in finding.message
+    assert "95 % interval 0.5 to 0.5; its half-life is 1 time steps." in finding.message
+
+
+@pytest.mark.parametrize("factor", [1.9, 0.5])
+def test_sigma_stands_beside_the_rate(tmp_path, factor):
+    sigmas = [(step, "sigma_recurrent", ["rnn", "other"], [value, 9.0], [0, 0]) for step, value in ((0, 2.0), (5, 2.2))]
+    (finding,) = check(run_with(tmp_path, profile(0, factor), profile(5, factor), *sigmas))
+    assert finding.message.endswith("time steps; σmax(W_hh)·max σ′ is 2.1.")
 
 
 def test_steady_gradients_are_silent(tmp_path):
