@@ -172,15 +172,15 @@ def bias(seen: Setting) -> Excess:
 
 
 def without_norm(seen: Setting) -> Bools:
-    """(L,): no norm follows, though one follows three quarters of its three or more siblings; the last layer is exempt."""
+    """(L,): no norm follows, though one follows three quarters of its three or more siblings; the last layer is none."""
     normalised = np.where(seen.matrix, seen.at_first("normalised"), np.nan)
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
     for group in seen.groups(np.isfinite(normalised), seen.kinds):
-        for place in group[normalised[group] == 0]:
-            others = group[group != place]
-            enough = len(others) >= SIBLINGS and normalised[others].mean() >= NORMALISED
-            bare[place] = enough and order[place] < order[others].max()
+        inner = group[order[group] < order[group].max()]
+        for place in inner[normalised[inner] == 0]:
+            others = inner[inner != place]
+            bare[place] = len(others) >= SIBLINGS and normalised[others].mean() >= NORMALISED
     return bare
 
 

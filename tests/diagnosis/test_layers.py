@@ -216,6 +216,22 @@ def test_a_missing_normalisation_is_named(tmp_path):
     assert first.score > math.log10(3) * 5 / 8
 
 
+def test_a_missing_normalisation_is_told_beside_another_cause(tmp_path):
+    parameters = stack(6)
+    names, flags = [f"fc{i}" for i in range(6)], [1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+    run = run_with(tmp_path, parameters, scales_of(parameters, fc3_weight=10.0), (0, "normalised", names, flags))
+    first = rank_layers(run)[0]
+    assert (first.name, first.component) == ("fc3", "initialisation")
+    assert first.message == "fc3 starts with weights 10 × its peers'; no normalisation here, unlike its siblings."
+
+
+def test_first_and_last_layer_without_a_norm_hide_no_missing_one(tmp_path):
+    names, flags = [f"fc{i}" for i in range(8)], [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+    forward = [1.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0]
+    run = run_with(tmp_path, stack(8), *gains(forward, forward), (0, "normalised", names, flags))
+    assert rank_layers(run)[0].component == "missing normalisation"
+
+
 def test_the_last_layer_needs_no_norm_and_a_gain_below_its_peers_is_no_risk(tmp_path):
     assert rank_layers(bare_run(tmp_path, 5, 3.0))[0].component == "gain"
     weak = by_name(bare_run(tmp_path, 3, 0.5))["fc3"]
