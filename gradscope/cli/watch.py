@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -39,7 +40,7 @@ def watch_command(
     with suppress(KeyboardInterrupt):
         while not watcher.look():
             time.sleep(interval)
-    tell(f"next: gradscope show {path.name}")
+    tell(f"next: gradscope show {shlex.quote(run or path.name)}")
 
 
 class Watcher:

@@ -199,3 +199,10 @@ def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, co
     )
     assert done.stdout.decode(encoding)
     assert b"\\u" not in done.stdout
+
+
+def test_the_next_command_names_a_run_elsewhere_by_its_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "far away", NORMS)
+    for command in ("show", "watch"):
+        told = gradscope(capsys, command, str(run.path)).err
+        assert f"'{run.path}'" in told

@@ -13,7 +13,7 @@ from gradscope.errors import RunFormatError, RunNotFoundError
 from gradscope.recommendation import basis
 from gradscope.report.build import build_report
 from gradscope.report.renderers import renderer
-from gradscope.runs import reader, tables
+from gradscope.runs import reader, stream, tables
 from gradscope.runs import run as run_module
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
@@ -128,6 +128,7 @@ def test_a_damaged_header_is_refused(directory, text):
         ("versions", 5),
         ("ending", {"how": "exploded"}),
         ("created", None),
+        ("seed", True),
     ],
 )
 def test_a_header_with_wrong_values_is_refused(directory, field, value):
@@ -206,3 +207,11 @@ def test_a_compressed_stream_reads_the_same(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_run(plain.path).grad_norm, norms)
     monkeypatch.setattr(reader, "IN_MEMORY", 0)
     np.testing.assert_array_equal(load_run(plain.path).norms[250:260], norms[250:260])
+
+
+def test_many_rows_are_gathered_in_several_pieces(directory, monkeypatch):
+    expected = load_run(directory)
+    monkeypatch.setattr(stream, "GATHERED", 0)
+    again = load_run(directory)
+    assert again.step.tolist() == expected.step.tolist() == list(range(5))
+    np.testing.assert_array_equal(again.grad_norm, expected.grad_norm)
