@@ -78,6 +78,36 @@ def test_a_stream_of_other_columns_is_refused(directory):
         load_run(directory)
 
 
+def test_a_stream_of_more_or_fewer_parameters_is_not_read(directory, tmp_path):
+    def put(layers):
+        other = make_run(tmp_path / "other", norms=[1.0, 2.0], layers=layers)
+        shutil.copy(other.path / tables.STEPS_FILE, directory / tables.STEPS_FILE)
+
+    put(("a", "b", "c", "d"))
+    with pytest.raises(RunFormatError, match=r"its columns are not those that run\.json tells of"):
+        load_run(directory)
+    put(("a", "b"))
+    assert load_run(directory).notes == ("steps.arrow ends in a torn row: read up to row 0",)
+    assert not len(load_run(directory).step)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("steps.arrow", {236: 216, 1703: 0, 21: 1, 835: 1, 139: 82, 1818: 255}),
+        ("probes.arrow", {159: 4, 20: 1, 186: 0, 465: 255, 228: 255, 52: 255}),
+    ],
+)
+def test_a_damaged_description_of_the_columns_ends_no_process(tmp_path, name, changes):
+    run = make_run(tmp_path, norms=[1.0, 2.0, 3.0], probes=[(0, "forward_gain", ["fc1"], [1.0])])
+    content = bytearray((run.path / name).read_bytes())
+    for place, value in changes.items():
+        content[place] = value
+    (run.path / name).write_bytes(content)
+    with contextlib.suppress(RunFormatError):
+        assert len(load_run(run.path).step) <= 3
+
+
 def test_a_missing_table_is_said(directory):
     (directory / tables.PROBES_FILE).unlink()
     with pytest.raises(RunFormatError, match=r"probes\.arrow: missing"):
