@@ -250,3 +250,10 @@ def test_a_training_step_that_returns_no_loss_is_named_by_its_line(
     result = gradscope(capsys, "analyze", written(here, text), "--quick")
     assert result.code == 2
     assert f"spec_under_test.py:{text[: text.index('def ')].count(chr(10)) + 1}: {said}" in result.err
+
+
+def test_data_that_ends_in_the_window_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.HEALTHY + "data = iter([(X[:8], data[1][:8])] * 4)\n"
+    report = analyzed(here, capsys, text, "--quick")
+    assert report["run"]["steps"] == 4
+    assert any("ended at step 4: the data ended: " in caveat for caveat in report["caveats"])

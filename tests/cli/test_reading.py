@@ -219,3 +219,13 @@ def test_a_killed_run_is_called_so(here: Path, capsys: pytest.CaptureFixture[str
         assert "not closed: killed, or still being recorded. 1 step reached the disk" in gradscope(capsys, "show").out
     ended = {row["id"][17:-5]: row["ended"] for row in json.loads(gradscope(capsys, "runs", "--format", "json").out)}
     assert ended == {"dead": "killed", "alive": "recording"}
+
+
+@pytest.mark.parametrize("short", [("-q",), ("--for", "pytorch")])
+def test_the_number_alone_keeps_its_caveats_on_stderr(
+    short: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(here, NORMS, measured_at="post_clip")
+    result = gradscope(capsys, "recommend", str(run.path), *short)
+    assert result.err.startswith("note: These norms are post-clip")
+    assert "post-clip" not in result.out
