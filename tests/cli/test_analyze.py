@@ -257,3 +257,13 @@ def test_data_that_ends_in_the_window_says_so(here: Path, capsys: pytest.Capture
     report = analyzed(here, capsys, text, "--quick")
     assert report["run"]["steps"] == 4
     assert any("ended at step 4: the data ended: " in caveat for caveat in report["caveats"])
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "my-spec.py", "random.py", "spec"])
+def test_init_writes_no_file_that_analyze_could_not_read(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gradscope(capsys, "init", name)
+    assert result.code == 2
+    assert "gradscope init spec.py" in result.err
+    assert not (here / name).exists()
