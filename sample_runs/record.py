@@ -29,6 +29,12 @@ def compress(stream: Path) -> None:
         writer.write_table(table)
 
 
+def shorten(header: Path) -> None:
+    """Write the header again without spaces, with paths that begin at the repository."""
+    text = json.dumps(json.loads(header.read_text()), separators=(",", ":"))
+    header.write_text(text.replace(f"{HERE.parent}/", ""))
+
+
 def main() -> None:
     for name, verify in VERIFIED.items():
         with tempfile.TemporaryDirectory() as scratch:
@@ -40,7 +46,7 @@ def main() -> None:
             for stream in kept.rglob("*.arrow"):
                 compress(stream)
             for header in kept.rglob("run.json"):
-                header.write_text(json.dumps(json.loads(header.read_text()), separators=(",", ":")))
+                shorten(header)
             print(name, report.diagnosis.verdict.verdict)
 
 

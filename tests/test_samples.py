@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradscope.report.build import build_report
-from gradscope.runs.reader import load_run
+from gradscope.runs.reader import load_run, read_header
 
 RUNS = Path(__file__).parent.parent / "sample_runs" / "runs"
 VERDICTS = {
@@ -36,3 +36,10 @@ def test_the_faults_that_were_planted_are_named() -> None:
 
 def test_the_samples_stay_small() -> None:
     assert sum(path.stat().st_size for path in RUNS.rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_the_samples_name_no_place_on_the_machine_that_recorded_them() -> None:
+    for header in RUNS.rglob("run.json"):
+        told = read_header(header.parent)
+        paths = (told.source, *told.command, str(told.settings.get("target", "")))
+        assert not any(Path(path).is_absolute() for path in paths), header

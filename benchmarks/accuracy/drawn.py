@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.accuracy import pieces
 from benchmarks.accuracy.case import Case, Loss, Schedule, ce, cosine, jump, mse, one_cycle, warm_up
 
-STEPS, COUNT, SEED = 2000, 100, 7
+STEPS, COUNT, SEED = 2000, 50, 7
 RELATIVE = {"sgd": 1.0, "momentum": 0.15}
 """What the largest stable rate is, against plain SGD."""
 ADAPTIVE = (5e-4, 3e-2)

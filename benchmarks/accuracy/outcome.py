@@ -36,6 +36,8 @@ class Outcome:
     @property
     def explodes(self) -> bool | None:
         """Ends nonfinite or above ten times its first loss; between three and ten times is unclear."""
+        if not self.finite:
+            return True
         ratio = self.last / max(self.first, 1e-12 * max(self.losses))
         return True if ratio > EXPLODED else None if ratio > UNCLEAR else False
 

@@ -20,6 +20,7 @@ from gradscope.errors import GradscopeError, SpecError, UserCodeError
 from gradscope.runs.schema import Ending
 from gradscope.workload.model import DataEndedError, Workload
 from gradscope.workload.move import to_device
+from gradscope.workload.steps import scalar_problem
 
 __all__ = ["StepSeen", "run_steps", "step_once", "to_device"]
 
@@ -54,7 +55,7 @@ def step_once(
         return _step(workload, index, recorder, max_norm, trial)
     except (GradscopeError, DataEndedError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _user_error(error, workload, index, recorder) from error
 
 
@@ -181,22 +182,15 @@ def _update(workload: Workload, gradients: Callable[[], torch.Tensor], scaler: A
 
 
 def _scalar(loss: Any, workload: Workload) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor):
-        raise SpecError(f"{workload.source}: the loss is a {type(loss).__name__}, not a tensor; return a scalar tensor")
-    if loss.numel() != 1:
-        raise SpecError(
-            f"{workload.source}: the loss has shape {tuple(loss.shape)}, not one number; "
-            "reduce it, for example with .mean()"
-        )
-    if not loss.requires_grad:
-        raise SpecError(
-            f"{workload.source}: the loss has no gradient; it must be computed from the model's trainable parameters, "
-            "outside torch.no_grad() and without .detach() or .item()"
-        )
-    return loss.reshape(())
+    problem = scalar_problem(loss)
+    if problem:
+        read = next((piece.source for piece in workload.pieces if piece.piece == "loss"), "")
+        raise SpecError(f"{read if ':' in read else workload.source}: the loss {problem}")
+    reduced: torch.Tensor = loss.reshape(())
+    return reduced
 
 
-def _user_error(error: Exception, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
+def _user_error(error: BaseException, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
     hints = [hint for hint in (blame.layer(error, workload.model), blame.place(error)) if hint]
     where = f" in {', '.join(hints)}" if hints else ""
     return UserCodeError(

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,6 +54,25 @@ def _root(
     pass
 
 
+def _own_frames(cause: BaseException | None) -> str:
+    """The lines of the user's own code that led to an exception, as Python prints them; none of ours or of libraries."""
+    if cause is None:
+        return ""
+    foreign = (str(Path(__file__).parents[1]), str(Path(traceback.__file__).parent), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if not frame.filename.startswith(foreign) and "site-packages" not in frame.filename
+    ]
+    return "".join(traceback.format_list(frames))
+
+
+def _kept(error: GradscopeError) -> str:
+    """Where the partial run is and how to read it, if one was kept."""
+    path = getattr(error, "run_path", None)
+    return f"recorded {path}\nnext: gradscope show {Path(path).name}\n" if path else ""
+
+
 def main() -> None:
     """Run the command line; every error of ours becomes one message on stderr and its exit code."""
     asked = sys.argv[1:2]
@@ -60,7 +80,7 @@ def main() -> None:
         app = _app(asked if asked and asked[0] in COMMANDS else COMMANDS)
         app(prog_name="gradscope", default_map=per_command(load_config()))
     except GradscopeError as error:
-        sys.stderr.write(f"gradscope: {error}\n")
+        sys.stderr.write(f"{_own_frames(error.__cause__)}gradscope: {error}\n{_kept(error)}")
         sys.exit(error.exit_code)
     except Exception:
         traceback.print_exc()

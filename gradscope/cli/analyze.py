@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gradscope.cli.options import FormatOption, OutputOption, TargetArgument, emit, fails, known_severity, seconds, tell
-from gradscope.cli.show import rendered
+from gradscope.cli.show import known_output, rendered
 from gradscope.cli.training import (
     AccumulateOption,
     BatchSizeOption,
@@ -61,6 +61,8 @@ def analyze_command(
     from gradscope.cli.live import Live
 
     fail_on, budget_s = known_severity(fail_on), seconds(budget)
+    known_output(output_format, output)
+    known_output("html", html)
     with Live() as live:
         report = analyze(
             target,

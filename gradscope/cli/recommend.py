@@ -55,6 +55,9 @@ def recommend_command(
         recorded = _verified(recorded, tuple(percentiles or [95.0]), seconds(budget))
     answer = recommend(recorded, percentiles or None, by=by, per_layer=per_layer)  # type: ignore[arg-type]  # checked above
     emit(_text(answer, quiet, framework, _format(output_format, output), to_terminal=output is None), output)
+    if quiet or framework:
+        for caveat in answer.caveats:
+            tell(f"note: {caveat}")
     if not quiet:
         tell(f"from {recorded.path}")
 

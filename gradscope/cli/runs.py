@@ -31,17 +31,19 @@ def runs_command(
 
 
 def _row(path: Path) -> dict[str, Any]:
+    from gradscope.runs.catalogue import is_gone
     from gradscope.runs.reader import read_header
 
     try:
         header = read_header(path)
     except RunFormatError:
         return {"id": path.name, "path": str(path), "ended": "unreadable", "source": "", "created": ""}
+    how = "killed" if header.ending.how == "recording" and is_gone(header.pid) else header.ending.how
     at = f" at step {header.ending.step}" if header.ending.step is not None else ""
     return {
         "id": path.name,
         "path": str(path),
-        "ended": f"{header.ending.how}{at}",
+        "ended": f"{how}{at}",
         "source": header.source,
         "created": header.created,
     }

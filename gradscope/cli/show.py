@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gradscope.cli.options import FormatOption, OutputOption, RunArgument, emit, fails, known_severity, load, tell
+from gradscope.errors import UsageError
 
 
 def show_command(
@@ -25,9 +29,23 @@ def show_command(
     fail_on = known_severity(fail_on)
     report = build_report(load(run))
     emit(rendered(report, output_format, output), output)
-    tell(f"from {report.run.path}\nas a page: gradscope report {report.run.id} --open")
+    tell(f"from {report.run.path}\nas a page: gradscope report {shlex.quote(run or report.run.id)} --open")
     if fails(report, fail_on):
         raise typer.Exit(1)
+
+
+def known_output(output_format: str | None, output: Path | None) -> None:
+    """Before anything is run.
+
+    Raises:
+        UsageError: no such format, or a file that cannot be written.
+    """
+    from gradscope.report.renderers import format_of, renderer
+
+    renderer(format_of(output_format, output))
+    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
+        why = errno.EISDIR if output.is_dir() else errno.EACCES if output.parent.is_dir() else errno.ENOENT
+        raise UsageError(f"cannot write {output}: {os.strerror(why)}")
 
 
 def rendered(report: Any, output_format: str | None, output: Path | None) -> str:

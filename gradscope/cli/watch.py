@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -14,6 +14,7 @@ import typer
 
 from gradscope.cli.live import sparkline
 from gradscope.cli.options import RunArgument, tell
+from gradscope.runs.catalogue import find_run, is_gone
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.model import Finding
@@ -30,7 +31,6 @@ def watch_command(
     ] = 1.0,
 ) -> None:
     """Follow a run that is being recorded: loss, global norm, leading layers, findings as they appear. Ctrl-C ends it."""
-    from gradscope.runs.catalogue import find_run
     from gradscope.runs.follow import Follower
 
     path = find_run(run)
@@ -39,7 +39,7 @@ def watch_command(
     with suppress(KeyboardInterrupt):
         while not watcher.look():
             time.sleep(interval)
-    tell(f"next: gradscope show {path.name}")
+    tell(f"next: gradscope show {shlex.quote(run or path.name)}")
 
 
 class Watcher:
@@ -53,7 +53,7 @@ class Watcher:
 
     def look(self) -> bool:
         """Print what is new. True once nothing more can come."""
-        gone = _gone(self._follower.header.pid)
+        gone = is_gone(self._follower.header.pid)
         rows = self._follower.poll()
         ending = self._follower.header.ending
         over = ending.how != "recording" or gone
@@ -100,16 +100,3 @@ def line(rows: Rows, layers: list[tuple[str, float]], norms: Any) -> str:
     leading = ", ".join(f"{name or '(the model)'} {norm:.3g}" for name, norm in layers)
     spark = f"  {sparkline(list(norms))}" if sys.stdout.isatty() else ""
     return f"step {rows.step[-1]}  loss {rows.loss[-1]:.4g}  norm {rows.global_norm[-1]:.4g}{spark}  leading: {leading}"
-
-
-def _gone(pid: int | None) -> bool:
-    """Whether the process that writes the run no longer exists."""
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False

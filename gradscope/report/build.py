@@ -70,6 +70,10 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield "The gradients carry the loss scale: they were read before it was taken out."
     if recommendation is not None and not recommendation.verified:
         yield "The threshold was not tried on a training: gradscope recommend --verify proves it."
+    if header.ending.how == "finished" and header.ending.message:
+        yield f"The recording ended at step {header.ending.step}: {header.ending.message}."
+    if header.ending.how == "recording":
+        yield f"The run was not closed: killed, or still being recorded. {plural(len(run.step), 'step')} reached the disk."
     if header.ending.how in ("interrupted", "failed"):
         yield f"The run ended early ({header.ending.how}): {header.ending.message or 'no reason was given'}."
     if header.unmeasured:

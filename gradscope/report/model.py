@@ -70,15 +70,20 @@ class Report:
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; `schema_version` changes when a key does."""
+        """The report as JSON values; `schema_version` changes when a key does.
+
+        The recommendation's `low` and `high` bound its `max_norm`, so both are None where a proven threshold took the
+        place of the asked percentile; the percentile's own interval is in `thresholds`.
+        """
         verdict, thresholds = self.diagnosis.verdict, self.recommendation and self.recommendation.thresholds
         asked = thresholds[0] if thresholds else None
         recommendation = to_json(self.recommendation) if self.recommendation else None
-        if recommendation is not None:
+        if self.recommendation is not None and recommendation is not None:
+            own = asked if asked and asked.max_norm == self.recommendation.max_norm else None
             recommendation |= {
                 "percentile": asked and asked.percentile,
-                "low": asked and asked.low,
-                "high": asked and asked.high,
+                "low": own and own.low,
+                "high": own and own.high,
             }
         return {
             "schema_version": REPORT_SCHEMA_VERSION,

@@ -77,3 +77,16 @@ def _by_prefix(reference: str, runs: list[Path], base: Path) -> Path:
     if Path(reference).is_dir():
         raise RunNotFoundError(f"{reference} is not a gradscope run: it has no {tables.HEADER_FILE}")
     raise RunNotFoundError(f"no run {reference!r} in {base}; list them with: gradscope runs")
+
+
+def is_gone(pid: int | None) -> bool:
+    """Whether the process that writes the run no longer exists."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

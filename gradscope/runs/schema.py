@@ -221,6 +221,4 @@ def _decode(hint: Any, value: Any) -> Any:
         return from_json(hint, value)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is not Any and not isinstance(value, hint):
-        raise TypeError(f"expected {hint.__name__}, found {value!r}")
-    return value
+    raise TypeError(f"expected {hint.__name__}, found {value!r}")

@@ -118,10 +118,24 @@ def _piece(matrix: pa.FixedSizeListArray, body: pa.Buffer, offset: int) -> Piece
 def _batches(file: Any, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, pa.Buffer, int]]:
     """Batches, the buffer that holds each, and where that buffer lies in the file."""
     with contextlib.suppress(EOFError):
-        if not pa.ipc.read_schema(pa.ipc.read_message(file)).equals(schema):
+        if not _tells_of(pa.ipc.read_message(file), schema):
             raise ForeignStreamError
         while True:
             message = pa.ipc.read_message(file)
             batch = pa.ipc.read_record_batch(message, schema)
             batch.validate(full=True)
+            if not all(_is_whole(column) for column in batch.columns):
+                raise ForeignStreamError
             yield batch, message.body, file.tell() - message.body.size
+
+
+def _tells_of(message: pa.Message, schema: pa.Schema) -> bool:
+    """Whether it is a schema with these columns. It is not decoded: pyarrow crashes on a damaged one."""
+    told = message.metadata.to_pybytes()
+    return bool(message.type == "schema") and all(name.encode() in told for name in schema.names)
+
+
+def _is_whole(column: pa.Array) -> bool:
+    """Whether a fixed-size list has just the numbers of its rows: a stream of more parameters has more."""
+    width = getattr(column.type, "list_size", None)
+    return width is None or len(column.values) == len(column) * width

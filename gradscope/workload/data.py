@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -250,8 +251,21 @@ def _arrays(value: Any, reading: _Reading) -> tuple[Batches, str]:
 def _sequence(value: Sequence[Any], reading: _Reading) -> tuple[Batches, str]:
     if not len(value):
         raise SpecError(f"{reading.where}: the data is empty: `{reading.text}` has no batch")
+    if _is_row(value[0]) and reading.spec.get("training_step") is None:
+        return _dataset(value, reading)
     batches = IndexedBatches(lambda i: copied(value[i]), lambda _: iter(range(len(value))), reading.seed, len(value))
     return batches, f"{type(value).__name__} of {len(value)} batches"
+
+
+def _is_row(part: Any) -> bool:
+    """Whether it is one sample, not a batch: its target is a single number."""
+    return isinstance(part, tuple | list) and len(part) > 1 and _is_number(part[-1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0
+    )
 
 
 def _function(value: Any, reading: _Reading) -> tuple[Any, str]:

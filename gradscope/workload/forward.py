@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 
 from gradscope.errors import UserCodeError
+from gradscope.workload.arrays import tensor_of
 from gradscope.workload.calls import required, user_line
+from gradscope.workload.move import mapped
 from gradscope.workload.rng import preserved
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -26,7 +29,9 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
 
     Raises:
         TypeError: a form of batch that needs a `training_step`.
+        SpecError: an array of something else than numbers.
     """
+    batch = _tensors(model, batch)
     if isinstance(batch, torch.Tensor):
         return (batch,), {}, None
     if isinstance(batch, Mapping):
@@ -43,6 +48,15 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
             return tuple(batch), {}, batch[-1]
         return tuple(batch[:-1]), {}, batch[-1]
     raise TypeError(type(batch).__name__)
+
+
+def _tensors(model: nn.Module, batch: Any) -> Any:
+    """The batch with its numpy arrays as tensors on the model's device, of the types that arrays of rows get."""
+
+    def tensor(leaf: Any) -> Any:
+        return tensor_of(leaf, "a batch").to(next(model.parameters()).device) if isinstance(leaf, np.ndarray) else leaf
+
+    return mapped(batch, tensor)
 
 
 def _needed(model: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -166,7 +167,7 @@ def _rows(batches: Batches) -> int | None:
     held = [batches.at(0)]
     while held:
         part = held.pop(0)
-        if isinstance(part, torch.Tensor):
+        if isinstance(part, torch.Tensor | np.ndarray):
             return int(part.shape[0]) if part.ndim else None
         if isinstance(part, dict):
             held[:0] = part.values()

@@ -210,3 +210,74 @@ def test_a_plain_line_every_ten_seconds(here: Path, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("gradscope.cli.live.PLAIN_SECONDS", 0.0)
     result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), "--quick", "--steps", "10")
     assert re.search(r"window: step 10 of 10, 0 s left, norm [\d.]+", result.err)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--format", "xml"), "no format 'xml'"),
+        (("-o", "report.docx"), "no format has the suffix '.docx'"),
+        (("-o", "no/such/x.json"), "cannot write no/such/x.json: No such file or directory"),
+        (("--html", "."), "cannot write .: Is a directory"),
+    ],
+)
+def test_where_the_answer_cannot_go_is_said_before_anything_is_run(
+    args: tuple[str, ...], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gradscope(capsys, "analyze", written(here, specs.HEALTHY), *args)
+    assert result.code == 2
+    assert said in result.err
+    assert not (here / ".gradscope").exists()
+
+
+def test_the_users_exception_shows_their_own_lines_and_where_the_run_is(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = gradscope(capsys, "analyze", written(here, specs.RAISES_AT_STEP_7), "--quick").err
+    assert 'raise ValueError("the eighth batch is bad")\n' in err
+    assert re.findall(r'File "(.*)", line', err) == [str(here / "spec_under_test.py")]
+    run = load_run(find_run())
+    assert err.endswith(f"recorded {run.path}\nnext: gradscope show {run.id}\n")
+
+
+def test_a_step_that_exits_is_the_users_own_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.RAISES_AT_STEP_7.replace('ValueError("the eighth batch is bad")', "SystemExit(0)")
+    result = gradscope(capsys, "analyze", written(here, text), "--quick")
+    assert result.code == 3
+    assert "step 7 raised SystemExit" in result.err
+    assert load_run(find_run()).header.ending.how == "failed"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("loss.item()", "the loss is a float, not a tensor"),
+        ("loss.detach()", "the loss has no gradient"),
+        ("model(batch[0])", "the loss has shape (16, 3), not one number"),
+    ],
+)
+def test_a_training_step_that_returns_no_loss_is_named_by_its_line(
+    returned: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = "def training_step(model, batch):\n    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])\n"
+    text = specs.HEALTHY + step + f"    return {returned}\n"
+    result = gradscope(capsys, "analyze", written(here, text), "--quick")
+    assert result.code == 2
+    assert f"spec_under_test.py:{text[: text.index('def ')].count(chr(10)) + 1}: {said}" in result.err
+
+
+def test_data_that_ends_in_the_window_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.HEALTHY + "data = iter([(X[:8], data[1][:8])] * 4)\n"
+    report = analyzed(here, capsys, text, "--quick")
+    assert report["run"]["steps"] == 4
+    assert any("ended at step 4: the data ended: " in caveat for caveat in report["caveats"])
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "my-spec.py", "random.py", "spec"])
+def test_init_writes_no_file_that_analyze_could_not_read(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gradscope(capsys, "init", name)
+    assert result.code == 2
+    assert "gradscope init spec.py" in result.err
+    assert not (here / name).exists()

@@ -16,7 +16,8 @@ import pytest
 
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.run import Run
-from tests.builders import make_run
+from gradscope.runs.writer import RunWriter
+from tests.builders import make_header, make_run
 from tests.cli.run import gradscope
 
 NORMS = [1.0 + (i * 7 % 20) / 10 for i in range(100)]
@@ -199,3 +200,32 @@ def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, co
     )
     assert done.stdout.decode(encoding)
     assert b"\\u" not in done.stdout
+
+
+def test_the_next_command_names_a_run_elsewhere_by_its_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "far away", NORMS)
+    for command in ("show", "watch"):
+        told = gradscope(capsys, command, str(run.path)).err
+        assert f"'{run.path}'" in told
+
+
+def test_a_killed_run_is_called_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for name, pid in (("dead", process.pid), ("alive", os.getpid())):
+        writer = RunWriter(new_run_directory(name), make_header(pid=pid))
+        writer.append(step=0, loss=1.0, global_norm=1.0, grad_norm=np.ones(3), grad_max=np.ones(3))
+        writer.flush()
+        assert "not closed: killed, or still being recorded. 1 step reached the disk" in gradscope(capsys, "show").out
+    ended = {row["id"][17:-5]: row["ended"] for row in json.loads(gradscope(capsys, "runs", "--format", "json").out)}
+    assert ended == {"dead": "killed", "alive": "recording"}
+
+
+@pytest.mark.parametrize("short", [("-q",), ("--for", "pytorch")])
+def test_the_number_alone_keeps_its_caveats_on_stderr(
+    short: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(here, NORMS, measured_at="post_clip")
+    result = gradscope(capsys, "recommend", str(run.path), *short)
+    assert result.err.startswith("note: These norms are post-clip")
+    assert "post-clip" not in result.out

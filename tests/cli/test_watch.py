@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gradscope.cli import watch
-from gradscope.runs.catalogue import new_run_directory
+from gradscope.runs.catalogue import is_gone, new_run_directory
 from gradscope.runs.follow import Follower
 from gradscope.runs.schema import Ending
 from gradscope.runs.writer import RunWriter
@@ -56,8 +56,8 @@ def test_processes_that_cannot_be_asked_about_count_as_there(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr("os.kill", refuse)
-    assert not watch._gone(1)
-    assert not watch._gone(None)
+    assert not is_gone(1)
+    assert not is_gone(None)
 
 
 def test_the_command_ends_with_the_run(writer, capsys):

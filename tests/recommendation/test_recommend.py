@@ -293,3 +293,10 @@ def test_never_a_nan(tmp_path_factory, norms, percentile):
     assert np.isfinite(numbers).all()
     assert found.max_norm > 0
     assert found.steps_used + sum(found.excluded.values()) == len(norms)
+
+
+def test_a_percentile_that_was_itself_the_best_is_told_once(tmp_path):
+    trials = candidate("percentile-95", 1.95, np.full(60, 0.4)) | candidate("small", 0.1, np.full(60, 0.9))
+    found = recommend(make_run(tmp_path, NORMS, trials=trials), [95])
+    assert found.verified
+    assert found.reason.endswith("Tried as a threshold it ended at loss 0.4.")

@@ -211,3 +211,16 @@ def test_the_facts_of_a_run(tmp_path):
     assert about["Recording cost"] == "1 s of 4 s (25 %)"
     assert about["Seed"] == "3"
     assert "killed" in dict(measured(report))["Ended"]
+
+
+def test_an_interval_is_that_of_the_answer(tmp_path):
+    norms = [1 + step / 100 for step in range(100)]
+    plain = build_report(make_run(tmp_path / "plain", norms)).to_dict()["recommendation"]
+    assert plain["low"] <= plain["max_norm"] <= plain["high"]
+    tried = {
+        "a": (Trial("candidate", "a", max_norm=0.01), [0.1] * 60, [1.0] * 60),
+        "b": (Trial("candidate", "b"), [0.9] * 60, [1.0] * 60),
+    }
+    proven = build_report(make_run(tmp_path / "proven", norms, trials=tried)).to_dict()["recommendation"]
+    assert (proven["max_norm"], proven["low"], proven["high"]) == (0.01, None, None)
+    assert proven["thresholds"][0]["low"] == plain["low"]

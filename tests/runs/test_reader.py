@@ -13,7 +13,7 @@ from gradscope.errors import RunFormatError, RunNotFoundError
 from gradscope.recommendation import basis
 from gradscope.report.build import build_report
 from gradscope.report.renderers import renderer
-from gradscope.runs import reader, tables
+from gradscope.runs import reader, stream, tables
 from gradscope.runs import run as run_module
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
@@ -78,6 +78,36 @@ def test_a_stream_of_other_columns_is_refused(directory):
         load_run(directory)
 
 
+def test_a_stream_of_more_or_fewer_parameters_is_not_read(directory, tmp_path):
+    def put(layers):
+        other = make_run(tmp_path / "other", norms=[1.0, 2.0], layers=layers)
+        shutil.copy(other.path / tables.STEPS_FILE, directory / tables.STEPS_FILE)
+
+    put(("a", "b", "c", "d"))
+    with pytest.raises(RunFormatError, match=r"its columns are not those that run\.json tells of"):
+        load_run(directory)
+    put(("a", "b"))
+    assert load_run(directory).notes == ("steps.arrow ends in a torn row: read up to row 0",)
+    assert not len(load_run(directory).step)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("steps.arrow", {236: 216, 1703: 0, 21: 1, 835: 1, 139: 82, 1818: 255}),
+        ("probes.arrow", {159: 4, 20: 1, 186: 0, 465: 255, 228: 255, 52: 255}),
+    ],
+)
+def test_a_damaged_description_of_the_columns_ends_no_process(tmp_path, name, changes):
+    run = make_run(tmp_path, norms=[1.0, 2.0, 3.0], probes=[(0, "forward_gain", ["fc1"], [1.0])])
+    content = bytearray((run.path / name).read_bytes())
+    for place, value in changes.items():
+        content[place] = value
+    (run.path / name).write_bytes(content)
+    with contextlib.suppress(RunFormatError):
+        assert len(load_run(run.path).step) <= 3
+
+
 def test_a_missing_table_is_said(directory):
     (directory / tables.PROBES_FILE).unlink()
     with pytest.raises(RunFormatError, match=r"probes\.arrow: missing"):
@@ -128,6 +158,7 @@ def test_a_damaged_header_is_refused(directory, text):
         ("versions", 5),
         ("ending", {"how": "exploded"}),
         ("created", None),
+        ("seed", True),
     ],
 )
 def test_a_header_with_wrong_values_is_refused(directory, field, value):
@@ -206,3 +237,11 @@ def test_a_compressed_stream_reads_the_same(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_run(plain.path).grad_norm, norms)
     monkeypatch.setattr(reader, "IN_MEMORY", 0)
     np.testing.assert_array_equal(load_run(plain.path).norms[250:260], norms[250:260])
+
+
+def test_many_rows_are_gathered_in_several_pieces(directory, monkeypatch):
+    expected = load_run(directory)
+    monkeypatch.setattr(stream, "GATHERED", 0)
+    again = load_run(directory)
+    assert again.step.tolist() == expected.step.tolist() == list(range(5))
+    np.testing.assert_array_equal(again.grad_norm, expected.grad_norm)

@@ -418,3 +418,26 @@ def test_synthetic_tokens_stay_in_range_and_predict_the_next(write: Write) -> No
 def test_synthetic_settings_that_mean_nothing(write: Write, body: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         read_workload(write(MODEL + body))
+
+
+@pytest.mark.parametrize("target", ["1", "torch.tensor(1)", "numpy.int64(1)", "numpy.array(1)"])
+def test_a_list_of_rows_is_a_dataset(write: Write, target: str) -> None:
+    body = "import numpy\nmodel = nn.Linear(4, 3)\ndataset = [(torch.ones(4), TARGET)] * 70\n".replace("TARGET", target)
+    workload = read_workload(write(body))
+    assert data_piece(workload)[2] == "list (Dataset), 70 rows, shuffled, batch 32"
+    assert workload.batches.at(0)[0].shape == (32, 4)
+    own = read_workload(write(body + "def training_step(model, batch): return model(batch[0]).sum()\n"))
+    assert data_piece(own)[2] == "list of 70 batches"
+
+
+def test_batches_of_numpy_arrays(write: Write) -> None:
+    given = "import numpy as np\nmodel = nn.Linear(4, 3)\nX, Y = np.ones((8, 4)), np.arange(8, dtype='int32') % 3\n"
+    for batch in ("(X, Y)", "{'input': X, 'y': Y}"):
+        workload = read_workload(write(given + f"batches = [{batch}]\n"))
+        assert workload.pieces[2].value == "cross_entropy"
+        assert workload.plan.batch_size == 8
+        assert workload.training_step(workload.model, workload.batches.at(0)).requires_grad
+    own = read_workload(write(given + "batches = [(X, Y)]\ndef training_step(model, batch): return batch\n"))
+    assert own.training_step(own.model, own.batches.at(0))[0].dtype == np.float64
+    with pytest.raises(SpecError, match=r"model\.py:8: a batch: holds <U1 values, not numbers"):
+        read_workload(write(given + "batches = [(X.astype(str).astype('U1'), Y)]\n"))
