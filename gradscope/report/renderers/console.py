@@ -77,6 +77,7 @@ def ascii_only(text: str) -> str:
     """Every character that a terminal without Unicode cannot show, replaced by one that it can."""
     signs = {"×": "x", "–": "-", "…": "...", "∞": "inf", "·": "-", "→": "->", "≥": ">=", "√": "sqrt", "σ": "sigma"}
     signs |= {"≠": "!=", "≤": "<=", "÷": "/", "‖": "||", "∂": "d", "✕": "x", "−": "-", "█": "#"}
+    signs |= {"′": "'", "²": "^2", "μ": "mu", "Σ": "sum "}
     signs |= {unicode: plain for table in (TITLES, LEVELS, SEVERITIES) for unicode, plain, *_ in table.values()}
     written = "".join(signs.get(c, c) for c in text)
     return written.encode("ascii", "backslashreplace").decode("ascii")
