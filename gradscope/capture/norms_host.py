@@ -231,28 +231,38 @@ def _scale(peak: float) -> float:
 
 def _sum_tensor(large: _Large, i: int, gradient: Any) -> None:
     """Σg² of each row of one gradient, times its scale², and the two maxima of each block, taken once it is in the cache."""
-    half, scale = large.half[i], large.scales[i]
-    array = _array(gradient, large.sizes[i], half)
+    array = _array(gradient, large.sizes[i], large.half[i])
+    if large.half[i] or large.scales[i] != 1.0:
+        for k, begin in enumerate(range(0, len(array), BLOCK)):
+            _sum_scaled(large, i, array[begin : begin + BLOCK], k)
+        return
     row, number = large.begin[i]
+    whole = len(array) // ROW
+    rows, signed, unsigned = array[: whole * ROW].reshape(whole, ROW), array.view(_INT), array.view(_UNSIGNED)
+    sums, tops, bottoms = large.sums, large.tops, large.bottoms
     for begin in range(0, len(array), BLOCK):
-        block = array[begin : begin + BLOCK]
-        if half:
-            block = block.float().numpy()
-        scaled = block if scale == 1.0 else np.multiply(block, scale, out=large.scratch[: len(block)])
-        _square(scaled, large.sums[row : row + ROWS])
-        large.tops[number], large.bottoms[number] = _highest(block.view(_INT)), _highest(block.view(_UNSIGNED))
-        row += ROWS
+        first = begin // ROW
+        block = rows[first : first + ROWS]
+        _square_rows(block, block, out=sums[row + first : row + min(first + ROWS, whole)])
+        tops[number] = _highest(signed[begin : begin + BLOCK])
+        bottoms[number] = _highest(unsigned[begin : begin + BLOCK])
         number += 1
+    if rest := len(array) - whole * ROW:
+        sums[row + whole] = array[-rest:].dot(array[-rest:])
 
 
-def _square(block: Any, sums: Any) -> None:
-    """Σg² of each row of a block."""
+def _sum_scaled(large: _Large, i: int, block: Any, k: int) -> None:
+    """The same for block k of a gradient that is scaled first, or of a half."""
+    row, number = large.begin[i]
+    block = block.float().numpy() if large.half[i] else block
+    scaled = np.multiply(block, large.scales[i], out=large.scratch[: len(block)]) if large.scales[i] != 1.0 else block
     rows, rest = divmod(len(block), ROW)
-    if rows:
-        whole = block[: rows * ROW].reshape(rows, ROW)
-        _square_rows(whole, whole, out=sums[:rows])
+    sums, whole = large.sums[row + k * ROWS :], scaled[: rows * ROW].reshape(rows, ROW)
+    _square_rows(whole, whole, out=sums[:rows])
     if rest:
-        sums[rows] = block[rows * ROW :].dot(block[rows * ROW :])
+        sums[rows] = scaled[-rest:].dot(scaled[-rest:])
+    large.tops[number + k] = _highest(block.view(_INT))
+    large.bottoms[number + k] = _highest(block.view(_UNSIGNED))
 
 
 def _correct(grads: list[Any], plan: _Plan, norms: Norms) -> None:
