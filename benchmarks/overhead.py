@@ -34,11 +34,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in BUILDERS if name.startswith(options.only)]
-    print(f"{'':24}{'clip, % of':>12}{'all norms,':>18}{'clip that records,':>20}{'':>9}{'a Recorder, % of':>20}")
-    print(f"{'':24}{'the step':>12}{'clips':>18}{'clips: not / clipping':>29}{'the step':>13}")
+    print(f"{'':24}{'clip, % of':>12}{'all norms,':>18}{'clip that records,':>36}{'a Recorder, % of':>18}")
+    print(f"{'':24}{'the step':>12}{'clips':>18}{'clips: not / clipping':>36}{'the step':>16}")
     for name in names:
         row = measure(name, options.rounds)
-        print(f"{name:24}{row[0]:>12}{row[1]:>18}{row[2]:>16}{row[3]:>16}{row[4]:>16}", flush=True)
+        print(f"{name:24}{row[0]:>12}{row[1]:>18}{row[2]:>18}{row[3]:>18}{row[4]:>16}", flush=True)
 
 
 def measure(name: str, rounds: int) -> list[str]:
