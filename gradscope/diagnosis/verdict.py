@@ -14,12 +14,12 @@ import numpy as np
 
 from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.rehearsals import MOST, Rehearsed, broken_off, horizon, planned, reference, rehearsed, size
-from gradscope.diagnosis.series import count, level, median, number, read_at
+from gradscope.diagnosis.series import count, level, number, read_at
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
-    GUARD,
     LATE,
     LOSS_FACTOR,
+    beginning,
     enough,
     explosion,
     nonfinite_losses,
@@ -102,8 +102,7 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     bad = nonfinite_steps(trial)[:NEXT] | nonfinite_losses(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
-    sizes = np.abs(run.loss)
-    first = np.fmax(median(sizes[:EARLY_LOSSES]), GUARD * median(sizes))
+    first = beginning(np.abs(run.loss), EARLY_LOSSES)
     if size(level(trial.loss[NEXT - LATE : NEXT]), reference(run)) > LOSS_FACTOR * first > 0:
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None

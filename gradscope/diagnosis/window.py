@@ -122,11 +122,11 @@ class _Window:
 def _grown(seen: _Window) -> Iterator[Explosion]:
     """What grew, the surest sign first."""
     losses, sizes, norms = seen.losses, seen.sizes, seen.norms
-    last, first = median(sizes[-LATE:]), _first(sizes, EARLY_LOSSES)
+    last, first = median(sizes[-LATE:]), beginning(sizes, EARLY_LOSSES)
     if last > LOSS_FACTOR * first > 0 and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
         what = f"median |loss| of the last {LATE}"
         yield _explosion(seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what)
-    ends = median(norms[-LATE:]), _first(norms, EARLY_NORMS), NORM_FACTOR
+    ends = median(norms[-LATE:]), beginning(norms, EARLY_NORMS), NORM_FACTOR
     if ends[0] > NORM_FACTOR * ends[1]:
         yield _explosion(seen.run, seen.norm_rows, norms, ends, f"median gradient norm of the last {LATE}")
     if seen.both and norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
@@ -140,7 +140,7 @@ def _stays_blown(run: Run) -> Explosion | None:
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
     ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if _of_the_plan(trial))]
-    if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * _first(seen.sizes, EARLY_LOSSES)):
+    if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES)):
         return None
     row = int(np.argmax(jumps))
     pair = float(seen.norms[row]), float(before[row]), BLOWN
@@ -156,7 +156,7 @@ def _end(trial: Run) -> float:
     return float("inf") if is_nonfinite(trial) else late_loss(trial)
 
 
-def _first(sizes: Floats, count: int) -> float:
+def beginning(sizes: Floats, count: int) -> float:
     """The beginning to compare with; never below a hundredth of the median."""
     return float(np.fmax(median(sizes[:count]), GUARD * median(sizes)))
 

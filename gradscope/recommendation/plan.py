@@ -110,11 +110,13 @@ def _finals(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
 
 def _new(run: Run, asked: Asked, length: int) -> tuple[Trial, ...]:
     """Those not tried yet at this length; no clipping first and alone, since it may make others needless."""
+    if not asked:
+        return ()
     wanted = [_final(run, name, limit, length) for name, limit in asked.items()]
     tried = {(one.max_norm, one.indexes): name for name, one in _candidate_trials(run).items()}
     new = [one for one in wanted if one.name not in run.trials and (one.max_norm, one.indexes) not in tried]
     unclipped = tuple(one for one in new if one.max_norm is None)
-    same = next((name for (limit, indexes), name in tried.items() if limit is None and len(indexes) == length), "")
+    same = tried.get((None, wanted[0].indexes), "")
     return unclipped or tuple(one for one in new if not _same_as_unclipped(run, one, same))
 
 

@@ -70,8 +70,8 @@ def compare_html(a: Report, b: Report) -> str:
 
 def _answers(a: Report, b: Report) -> list[tuple[str, str, str]]:
     pairs = zip(answers(a), answers(b), strict=True)
-    words = ("Verdict", *(title(report)[1] for report in (a, b)))
-    return [words, *((first.question, first.answer, second.answer) for first, second in pairs)]  # type: ignore[list-item]
+    words = ("Verdict", title(a)[1], title(b)[1])
+    return [words, *((first.question, first.answer, second.answer) for first, second in pairs)]
 
 
 def _numbers(a: Report, b: Report) -> list[tuple[str, str, str]]:

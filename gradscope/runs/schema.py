@@ -218,7 +218,7 @@ def _decode(hint: Any, value: Any) -> Any:
             raise ValueError(f"{value!r} is none of {args}")
         return value
     if dataclasses.is_dataclass(hint):
-        return from_json(hint, value)  # type: ignore[arg-type]
+        return from_json(hint, value)  # type: ignore[arg-type]  # an instance is no hint
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     raise TypeError(f"expected {hint.__name__}, found {value!r}")

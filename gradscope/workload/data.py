@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -224,7 +225,7 @@ def _module(value: Any, reading: _Reading) -> tuple[Any, str]:
         method = getattr(value, step, None)
         if method is not None:
             arguments = ("fit",) if step == "setup" else ()
-            call_user(lambda m=method, a=arguments: m(*a), f"{title(value)}.{step}()", reading.spec.path)  # type: ignore[misc]
+            call_user(partial(method, *arguments), f"{title(value)}.{step}()", reading.spec.path)
     loader = call_user(value.train_dataloader, f"{title(value)}.train_dataloader()", reading.spec.path)
     data = _read(loader, reading)
     return replace(data, form=f"{type(value).__name__}, {data.form}"), ""

@@ -74,7 +74,7 @@ def _from_spec(spec: Spec, model: nn.Module, name: str) -> Optimizers:
 def _make(value: Any, spec: Spec, model: nn.Module, name: str, where: str) -> Any:
     needed = required(value)
     if isinstance(value, type) and issubclass(value, Optimizer):
-        return call_user(lambda: value(_trainable(model)), f"{name}(parameters) ({where})", spec.path)  # type: ignore[call-arg]
+        return call_user(lambda: value(_trainable(model)), f"{name}(parameters) ({where})", spec.path)  # type: ignore[call-arg]  # a subclass's
     if needed is not None and len(needed) > 1:
         raise SpecError(
             f"{where}: `{name}` needs {len(needed)} arguments ({', '.join(p.name for p in needed)}); it is called with the "

@@ -47,7 +47,7 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     spec = import_source(source)
     model, found = read_model(spec)
     if is_lightning(model):
-        call_user(lambda: model.setup("fit"), f"{type(model).__name__}.setup()", spec.path)  # type: ignore[operator]
+        call_user(lambda: model.setup("fit"), f"{type(model).__name__}.setup()", spec.path)  # type: ignore[operator]  # Lightning's
     device = setting(spec, given, "device") or device_of(model)
     model.to(device)
     data = _data(spec, model, given, seed)
