@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradscope.recommendation.candidates import same_threshold
 from gradscope.report.answers import accused
 from gradscope.report.curves import candidates, rehearsals, remedies, time_profile
 from gradscope.report.facts import in_use
@@ -105,8 +106,9 @@ def _levels(report: Report) -> list[tuple[float, str, str, Any]]:
     lines = [(rungs[p], f"p{p}  {number(rungs[p])}", INK, DASHES[2]) for p in (50, 95, 99) if rungs.get(p)]
     recommendation = report.recommendation
     if recommendation is not None and recommendation.by == "norm":
-        tried = {c.max_norm for c in recommendation.candidates if c.max_norm} - {recommendation.max_norm}
-        lines += [(limit, f"tried {number(limit)}", PURPLE, DASHES[1]) for limit in sorted(tried)]
+        others = (c for c in recommendation.candidates if c.max_norm and not same_threshold(c, recommendation.max_norm))
+        tried = {f"tried {number(c.max_norm)}": c.max_norm for c in others if c.max_norm}
+        lines += [(limit, label, PURPLE, DASHES[1]) for label, limit in sorted(tried.items(), key=lambda one: one[1])]
         if recommendation.max_norm:
             lines += [(recommendation.max_norm, f"max_norm {number(recommendation.max_norm)}", ORANGE, DASHES[0])]
     if in_use(report.run):
