@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+NATIVE := $(wildcard gradscope/capture/native/*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint samples screenshots clean
@@ -22,12 +23,12 @@ samples: .venv/samples
 screenshots: .venv/test
 	$(BIN)/python -m tests.browser.screenshots screenshots $(ARGS)
 
-.venv/samples: pyproject.toml constraints.txt
+.venv/samples: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e ".[samples]"
 	touch $@
 
-.venv/test: pyproject.toml constraints.txt
+.venv/test: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e ".[samples,test,lint]"
 	touch $@ .venv/samples

@@ -20,7 +20,7 @@ import torch
 from overhead_workloads import BUILDERS, Case, build
 
 from gradscope.capture.clipping import clip_grad_norm_
-from gradscope.capture.norms_host import HostNorms
+from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.recorder import Recorder
 
 Work = Callable[[], object]
@@ -46,7 +46,7 @@ def measure(name: str, rounds: int) -> list[str]:
     for _ in range(3):
         step(case)
     parameters = list(case.model.parameters())
-    norms = HostNorms(parameters)
+    norms = host_norms(parameters)
 
     def clip(limit: Limit) -> Work:
         return lambda: torch.nn.utils.clip_grad_norm_(parameters, limit())

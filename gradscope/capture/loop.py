@@ -131,7 +131,7 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
         if scaler or max_norm is None:
             recorder.measure(max_norm=max_norm, loss_scale=scaler.get_scale() if scaler else None)
         if max_norm is not None and trial:
-            clip_scale_free(recorder, list(recorder.tensors), max_norm)
+            clip_scale_free(recorder, max_norm)
         elif max_norm is not None:
             clip_recorded([recorder], list(recorder.tensors), max_norm)
         return total

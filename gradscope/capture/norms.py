@@ -70,6 +70,13 @@ def missing(count: int) -> Norms:
     return Norms(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool), np.zeros(count, np.int64))
 
 
+def multiply(grads: Sequence[torch.Tensor | None], factor: float) -> None:
+    """Multiply gradients in place."""
+    for gradient in grads if factor != 1.0 else ():
+        if gradient is not None:
+            gradient.mul_(factor)
+
+
 def exact(gradient: torch.Tensor) -> tuple[float, float, int]:
     """(L2, largest |g|, nonfinite elements) of one gradient of any kind and size of number, a block at a time.
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.capture.distributed import combine, local, spread
-from gradscope.capture.norms import Norms, exact, missing
+from gradscope.capture.norms import Norms, exact, missing, multiply
 
 ROW = 2048
 ROWS = 64
@@ -27,7 +27,7 @@ SMALL = 16384
 LOW, HIGH = 1e-12, 1e16
 """With the peak above LOW and the norm below HIGH, squares in float32 lose nothing that counts."""
 _INT, _UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def _rows_by_matmul(rows: Any, _: Any, out: Any) -> Any:
@@ -51,10 +51,19 @@ class _Chunk(NamedTuple):
     starts: NDArray[np.intp]
 
 
+class _Block(NamedTuple):
+    """A part of a large gradient: its elements, its whole rows, where their sums go, and its number among all blocks."""
+
+    elements: slice
+    rows: slice
+    sums: NDArray[np.float32]
+    number: int
+
+
 @dataclass
 class _Large:
-    """Large gradients, read one by one. `begin[i]`: where gradient i's sums of rows begin in `sums`, and where the bits of
-    its blocks' largest and most negative elements begin in `tops` and `bottoms`.
+    """Large gradients, read one by one, block by block. `sums` has a place a row, the last one of a gradient for what is
+    left of it; `tops` and `bottoms` have the bits of each block's largest and most negative element.
     """
 
     places: list[int]
@@ -64,11 +73,19 @@ class _Large:
     def __post_init__(self) -> None:
         rows, blocks = (np.cumsum([0, *(-(-size // each) for size in self.sizes)]) for each in (ROW, BLOCK))
         self.index, self.elements = np.array(self.places, int), np.array(self.sizes, int)
-        self.first_row, self.first_block = rows[:-1], blocks[:-1]
-        self.begin = list(zip(rows.tolist(), blocks.tolist(), strict=True))
-        self.sums, self.scales = np.empty(rows[-1], np.float32), np.ones(len(self.places), np.float32)
+        self.first_row, self.first_block, self.end_row = rows[:-1], blocks[:-1], rows[1:].tolist()
+        self.sums, self.scales = np.empty(rows[-1], np.float32), [1.0] * len(self.places)
         self.tops, self.bottoms = np.empty(blocks[-1], _INT), np.empty(blocks[-1], _UNSIGNED)
         self.scratch = np.empty(BLOCK, np.float32)
+        self.blocks = [self._blocks(*one) for one in zip(self.sizes, rows.tolist(), blocks.tolist(), strict=False)]
+
+    def _blocks(self, size: int, row: int, number: int) -> list[_Block]:
+        found = []
+        for k, begin in enumerate(range(0, size, BLOCK)):
+            elements = slice(begin, min(begin + BLOCK, size))
+            rows = slice(begin // ROW, elements.stop // ROW)
+            found.append(_Block(elements, rows, self.sums[row + rows.start : row + rows.stop], number + k))
+        return found
 
 
 @dataclass
@@ -80,7 +97,6 @@ class _Plan:
     chunks: list[_Chunk] = field(default_factory=list)
     large: _Large = field(default_factory=lambda: _Large([], [], []))
     odd: list[int] = field(default_factory=list)
-    single: bool = False
 
 
 class HostNorms:
@@ -91,76 +107,41 @@ class HostNorms:
         self._plan: _Plan | None = None
         self._spread = spread(self._tensors)
 
-    def read(self) -> Norms:
-        """The norms of the gradients as they are now."""
-        if not self._spread:
-            return self._read([tensor.grad for tensor in self._tensors], None)
+    def read(self, factor: float = 1.0) -> Norms:
+        """The norms of the gradients as they are now; then the gradients are multiplied by `factor`, in place."""
         grads = [tensor.grad for tensor in self._tensors]
-        norms = self._read([local(grad) for grad in grads], None)
+        if not self._spread:
+            return self._read(grads, factor)
+        norms = self._read([local(grad) for grad in grads], factor)
         nonfinite = torch.from_numpy(norms.nonfinite).double()
         combine(grads, torch.from_numpy(norms.norm), torch.from_numpy(norms.peak), nonfinite)
         norms.nonfinite[:] = nonfinite.numpy()
         return norms
 
-    def read_twice(self) -> tuple[Norms, dict[int, torch.Tensor]]:
-        """The norms, and by index the same as torch's own clipping computes them, while each gradient is in the cache.
+    def _read(self, grads: list[Any], factor: float) -> Norms:
+        norms = self._as_planned(grads)
+        multiply(grads, factor)
+        return norms
 
-        The second is empty where not all gradients are plain float32.
-        """
-        if self._spread:
-            return self.read(), {}
-        own: dict[int, torch.Tensor] = {}
-        norms = self._read([tensor.grad for tensor in self._tensors], own)
-        return norms, own if self._plan is not None and self._plan.single else {}
-
-    def _read(self, grads: list[Any], own: dict[int, torch.Tensor] | None) -> Norms:
+    def _as_planned(self, grads: list[Any]) -> Norms:
         if self._plan is not None:
             try:
-                return _read(grads, self._plan, own)
+                return _read(grads, self._plan)
             except (TypeError, AttributeError, RuntimeError, _ChangedError):
                 pass
         self._plan = _planned(grads)
-        return _read(grads, self._plan, own)
+        return _read(grads, self._plan)
 
 
-class TorchNorms(HostNorms):
-    """L2 norms as torch's own clipping computes them, at half the cost; no largest |g| (NaN). For trials.
-
-    Where squares in float32 may lose something, and for gradients of other kinds, as `HostNorms`.
-    """
-
-    def read(self) -> Norms:
-        """The norms of the gradients as they are now."""
-        found = _by_torch([tensor.grad for tensor in self._tensors])
-        return found[0] if found else super().read()
-
-    def read_twice(self) -> tuple[Norms, dict[int, torch.Tensor]]:
-        """The norms twice."""
-        return _by_torch([tensor.grad for tensor in self._tensors]) or super().read_twice()
-
-
-def _by_torch(grads: list[Any]) -> tuple[Norms, dict[int, torch.Tensor]] | None:
-    places = [place for place, gradient in enumerate(grads) if gradient is not None]
-    if not places or not all(_plain(grads[place]) and grads[place].dtype == torch.float32 for place in places):
-        return None
-    own = torch._foreach_norm([grads[place] for place in places], 2.0)
-    values = torch.stack(own).numpy()
-    if not ((values > LOW) & (values < HIGH)).all():
-        return None
-    norms = missing(len(grads))
-    norms.norm[places], norms.present[places] = values, True
-    return norms, dict(zip(places, own, strict=True))
-
-
-def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) -> Norms:
+def _read(grads: list[Any], plan: _Plan) -> Norms:
     if any(grads[place] is not None for place in plan.absent):
         raise _ChangedError
     norms = missing(len(grads))
     norms.present[:] = plan.present
     with np.errstate(all="ignore"):
         for chunk in plan.chunks:
-            _read_chunk(chunk, grads, norms, own)
-        _read_large(plan, grads, norms, own)
+            _read_chunk(chunk, grads, norms)
+        _read_large(plan, grads, norms)
     np.sqrt(norms.norm, out=norms.norm)
     _correct(grads, plan, norms)
     return norms
@@ -169,18 +150,16 @@ def _read(grads: list[Any], plan: _Plan, own: dict[int, torch.Tensor] | None) ->
 def _array(gradient: Any, elements: int, half: bool) -> Any:
     """The elements of a large gradient, in any order: an array, or for a half a flat tensor."""
     flat = gradient.detach().flatten() if half else gradient.numpy().ravel("K")
-    known = flat.dtype in _HALF if half else flat.dtype == np.float32
+    known = flat.dtype in HALF if half else flat.dtype == np.float32
     if len(flat) != elements or not known:
         raise _ChangedError
     return flat
 
 
-def _read_chunk(chunk: _Chunk, grads: list[Any], norms: Norms, own: dict[int, torch.Tensor] | None) -> None:
+def _read_chunk(chunk: _Chunk, grads: list[Any], norms: Norms) -> None:
     """Σg² and the peak of every small gradient of a chunk."""
     for places, joined in chunk.groups:
         gradients = [grads[place] for place in places]
-        if own is not None:
-            own.update(zip(places, torch._foreach_norm(gradients, 2.0), strict=True))
         (torch.cat if gradients[0].dim() else torch.stack)(gradients, out=joined)
     values, starts = chunk.values, chunk.starts
     peaks = _sizes(*(np.maximum.reduceat(values.view(bits), starts) for bits in (_INT, _UNSIGNED)))
@@ -195,25 +174,24 @@ def _sizes(tops: NDArray[Any], bottoms: NDArray[Any]) -> NDArray[np.float32]:
     return np.maximum(np.abs(tops.view(np.float32)), np.abs(bottoms.view(np.float32)))
 
 
-def _read_large(plan: _Plan, grads: list[Any], norms: Norms, own: dict[int, torch.Tensor] | None) -> None:
+def _read_large(plan: _Plan, grads: list[Any], norms: Norms) -> None:
     """Σg² and the peak of every large gradient. `scales` are guesses from the last step; a wrong one is taken again."""
     large = plan.large
     if not large.places:
         return
     for i, place in enumerate(large.places):
-        if own is not None:
-            own[place] = torch._foreach_norm([grads[place]], 2.0)[0]
         _sum_tensor(large, i, grads[place])
     peaks = np.maximum.reduceat(_sizes(large.tops, large.bottoms), large.first_block)
     squares = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)
-    used, least = large.scales.copy(), _least_square() * large.elements
+    used, least = np.array(large.scales), _least_square() * large.elements
     lost = ~((squares >= least) & (squares < np.inf)) & (peaks > 0) & (peaks < np.inf)
     for i in np.flatnonzero(lost).tolist():
         large.scales[i] = used[i] = _scale(float(peaks[i]))
         _sum_tensor(large, i, grads[large.places[i]])
         squares[i] = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)[i]
-    squares /= used.astype(np.float64) ** 2
-    large.scales[(squares >= least) & (peaks < HIGH)] = 1.0
+    squares /= used**2
+    for i in np.flatnonzero((used != 1.0) & (squares >= least) & (peaks < HIGH)).tolist():
+        large.scales[i] = 1.0
     norms.norm[large.index] = squares
     norms.peak[large.index] = peaks
 
@@ -231,38 +209,34 @@ def _scale(peak: float) -> float:
 
 def _sum_tensor(large: _Large, i: int, gradient: Any) -> None:
     """Σg² of each row of one gradient, times its scale², and the two maxima of each block, taken once it is in the cache."""
-    array = _array(gradient, large.sizes[i], large.half[i])
+    array, size = _array(gradient, large.sizes[i], large.half[i]), large.sizes[i]
     if large.half[i] or large.scales[i] != 1.0:
-        for k, begin in enumerate(range(0, len(array), BLOCK)):
-            _sum_scaled(large, i, array[begin : begin + BLOCK], k)
+        for block in large.blocks[i]:
+            values = array[block.elements]
+            _sum_block(large, i, values.float().numpy() if large.half[i] else values, block)
         return
-    row, number = large.begin[i]
-    whole = len(array) // ROW
-    rows, signed, unsigned = array[: whole * ROW].reshape(whole, ROW), array.view(_INT), array.view(_UNSIGNED)
-    sums, tops, bottoms = large.sums, large.tops, large.bottoms
-    for begin in range(0, len(array), BLOCK):
-        first = begin // ROW
-        block = rows[first : first + ROWS]
-        _square_rows(block, block, out=sums[row + first : row + min(first + ROWS, whole)])
-        tops[number] = _highest(signed[begin : begin + BLOCK])
-        bottoms[number] = _highest(unsigned[begin : begin + BLOCK])
-        number += 1
-    if rest := len(array) - whole * ROW:
-        sums[row + whole] = array[-rest:].dot(array[-rest:])
+    whole, tops, bottoms = size - size % ROW, large.tops, large.bottoms
+    rows, signed, unsigned = array[:whole].reshape(-1, ROW), array.view(_INT), array.view(_UNSIGNED)
+    for elements, some, sums, number in large.blocks[i]:
+        block = rows[some]
+        _square_rows(block, block, out=sums)
+        tops[number] = _highest(signed[elements])
+        bottoms[number] = _highest(unsigned[elements])
+    if whole < size:
+        large.sums[large.end_row[i] - 1] = array[whole:].dot(array[whole:])
 
 
-def _sum_scaled(large: _Large, i: int, block: Any, k: int) -> None:
-    """The same for block k of a gradient that is scaled first, or of a half."""
-    row, number = large.begin[i]
-    block = block.float().numpy() if large.half[i] else block
-    scaled = np.multiply(block, large.scales[i], out=large.scratch[: len(block)]) if large.scales[i] != 1.0 else block
-    rows, rest = divmod(len(block), ROW)
-    sums, whole = large.sums[row + k * ROWS :], scaled[: rows * ROW].reshape(rows, ROW)
-    _square_rows(whole, whole, out=sums[:rows])
-    if rest:
-        sums[rows] = scaled[-rest:].dot(scaled[-rest:])
-    large.tops[number + k] = _highest(block.view(_INT))
-    large.bottoms[number + k] = _highest(block.view(_UNSIGNED))
+def _sum_block(large: _Large, i: int, array: Any, block: _Block) -> None:
+    """The same for one block of a gradient that is scaled first, or of a half."""
+    size, scale = len(array), large.scales[i]
+    whole = size - size % ROW
+    scaled = np.multiply(array, scale, out=large.scratch[:size]) if scale != 1.0 else array
+    rows = scaled[:whole].reshape(-1, ROW)
+    _square_rows(rows, rows, out=block.sums)
+    if whole < size:
+        large.sums[large.end_row[i] - 1] = scaled[whole:].dot(scaled[whole:])
+    large.tops[block.number] = _highest(array.view(_INT))
+    large.bottoms[block.number] = _highest(array.view(_UNSIGNED))
 
 
 def _correct(grads: list[Any], plan: _Plan, norms: Norms) -> None:
@@ -279,24 +253,24 @@ def _planned(grads: list[Any]) -> _Plan:
     for place, gradient in enumerate(grads):
         if gradient is None:
             continue
-        if not _plain(gradient):
+        if not plain(gradient):
             plan.odd.append(place)
         elif gradient.numel() < SMALL:
             small.setdefault(tuple(gradient.shape[1:]) if gradient.dim() else None, []).append(place)
         else:
             large.append(place)
     sizes = [grads[place].numel() for place in large]
-    plan.large = _Large(large, sizes, [grads[place].dtype in _HALF for place in large])
+    plan.large = _Large(large, sizes, [grads[place].dtype in HALF for place in large])
     plan.chunks = _chunks(grads, list(small.values()))
-    plan.single = not plan.odd and all(grad is None or grad.dtype == torch.float32 for grad in grads)
     return plan
 
 
-def _plain(gradient: Any) -> bool:
+def plain(gradient: Any) -> bool:
+    """Whether it is an ordinary tensor of single or half precision in main memory."""
     return (
         type(gradient) in (torch.Tensor, torch.nn.Parameter)
         and gradient.layout == torch.strided
-        and gradient.dtype in (torch.float32, *_HALF)
+        and gradient.dtype in (torch.float32, *HALF)
         and gradient.device.type == "cpu"
         and gradient.numel() > 0
         and not gradient.requires_grad

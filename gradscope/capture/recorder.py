@@ -18,8 +18,9 @@ import torch
 from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.header import versions
+from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.norms_device import DeviceNorms
-from gradscope.capture.norms_host import HostNorms, TorchNorms
+from gradscope.capture.norms_host import HostNorms
 from gradscope.capture.rows import Reading, Row, Rows, gathered
 from gradscope.errors import UsageError
 from gradscope.runs.catalogue import new_run_directory
@@ -82,7 +83,8 @@ class Recorder:
         order: ForwardOrder | None = None,
     ) -> None:
         self.tensors = tensors
-        self.places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        self._keys = [id(tensor) for tensor in tensors]
+        self.places = {key: place for place, key in enumerate(self._keys)}
         self.step = 0
         self.last: Reading | None = None
         self.last_skipped = False
@@ -98,9 +100,7 @@ class Recorder:
         self._batches: list[int | None] = []
         self._lr: tuple[float, ...] = ()
         away = any(tensor.device.type != "cpu" for tensor in tensors)
-        quick = header.trial is not None and header.trial.kind != "window"
-        host = TorchNorms if quick else HostNorms
-        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else host(tensors)
+        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else host_norms(tensors)
         self._spent = 0.0
         self._closed = False
         active.append(self)
@@ -151,36 +151,39 @@ class Recorder:
             loss = loss.item() if loss.device.type == "cpu" else loss.clone()
         self._losses.append(loss)
 
-    def measure(self, *, scale: float = 1.0, max_norm: float | None = None, loss_scale: float | None = None) -> Reading:
+    def measure(
+        self,
+        *,
+        scale: float = 1.0,
+        max_norm: float | None = None,
+        loss_scale: float | None = None,
+        factor: float = 1.0,
+    ) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
 
         `scale`: what they are to be divided by. `max_norm`: the threshold they are about to be clipped at.
-        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. On a step that is not
-        recorded nothing is read, and the last reading is returned.
+        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. `factor`: what the gradients
+        are multiplied by once they are read, where they are. On a step that is not recorded nothing is read or multiplied,
+        and the last reading is returned.
         """
         if self._reading is not None:
             return self._reading
         if not self.due and self.last is not None:
             return self.last
         begun = time.perf_counter()
-        norms = self._norms.read()
+        norms = self._norms.read(factor)
         noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
         self._reading = Reading(norms.divided(scale), noted, math.nan if max_norm is None else float(max_norm))
         self._lr = _rates(self._optimizers)
         self._spent += time.perf_counter() - begun
         return self._reading
 
-    def measure_for_clip(self, max_norm: float) -> dict[int, torch.Tensor]:
-        """As `measure`; also the norms as torch's own clipping computes them, by index, where that is shared."""
+    def reads(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether gradients in main memory are still to be read in this step, and are just those of `tensors`."""
         if self._reading is not None or not self.due or not isinstance(self._norms, HostNorms):
-            self.measure(max_norm=max_norm)
-            return {}
-        begun = time.perf_counter()
-        norms, own = self._norms.read_twice()
-        self._reading = Reading(norms, math.nan, max_norm)
-        self._lr = _rates(self._optimizers)
-        self._spent += time.perf_counter() - begun
-        return own
+            return False
+        keys = [id(tensor) for tensor in tensors]
+        return keys == self._keys or _with_gradients(tensors) == _with_gradients(self.tensors)
 
     def take(self, reading: Reading | None) -> None:
         """Put a reading in place of this step's, or forget it (None): gradients changed since."""
@@ -308,6 +311,10 @@ def _header(name: str) -> Header:
         versions=versions(),
         pid=os.getpid(),
     )
+
+
+def _with_gradients(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return sorted(id(tensor) for tensor in tensors if tensor.grad is not None)
 
 
 def _rates(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float, ...]:

@@ -198,7 +198,7 @@ def test_trials_clip_alike_at_every_scale_of_the_loss(tmp_path, scale):
     backward(one, scale)
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()]))
     with Recorder(one, directory=tmp_path / "run") as recorder:
-        clip_scale_free(recorder, list(recorder.tensors), 0.25 * norm * scale)
+        clip_scale_free(recorder, 0.25 * norm * scale)
     for a, b in zip(one.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad / scale, 0.25 * b.grad, rtol=1e-6, atol=0)
 
@@ -211,7 +211,7 @@ def test_trials_clip_as_torch_does_where_a_norm_is_no_size(tmp_path, value):
         for parameter in model.parameters():
             parameter.grad.fill_(value)
     with Recorder(one, directory=tmp_path / "run") as recorder:
-        clip_scale_free(recorder, list(recorder.tensors), 1.0)
+        clip_scale_free(recorder, 1.0)
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
     assert same(one, plain)
 
@@ -221,5 +221,5 @@ def test_trials_leave_small_gradients_alone(tmp_path):
     backward(one)
     backward(plain)
     with Recorder(one, directory=tmp_path / "run") as recorder:
-        clip_scale_free(recorder, list(recorder.tensors), 1e9)
+        clip_scale_free(recorder, 1e9)
     assert same(one, plain)

@@ -1,5 +1,6 @@
 """Norms against plain float64 arithmetic, for every kind of gradient and size of number."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,13 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscope.capture import norms_host
+from gradscope.capture import norms_compiled, norms_host
 from gradscope.capture.norms import exact, missing, root_sum_square
+from gradscope.capture.norms_compiled import WIDTH, CompiledNorms
 from gradscope.capture.norms_device import DeviceNorms, Later
-from gradscope.capture.norms_host import HostNorms, TorchNorms
+from gradscope.capture.norms_host import HostNorms
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-READERS = (HostNorms, DeviceNorms)
+COMPILED = [functools.partial(CompiledNorms, width=width) for width in sorted({4, WIDTH})] if WIDTH else []
+HOST = (HostNorms, *COMPILED)
+READERS = (*HOST, DeviceNorms)
+host = pytest.mark.parametrize("host", HOST)
 SHAPES = ((), (1,), (7,), (3, 5), (4, 3, 3, 3), (2047,), (4096,), (64, 100), (128, 1024), (300, 1000))
 
 
@@ -65,32 +70,35 @@ def test_every_shape_and_size_of_number(reader, dtype, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1.7e-3])
-def test_a_constant_gradient_is_not_rounded_one_way(dtype, value):
-    check(HostNorms, [torch.full((n,), value).to(dtype) for n in (1000, 5000, 131_072, 400_001)])
+@host
+def test_a_constant_gradient_is_not_rounded_one_way(host, dtype, value):
+    check(host, [torch.full((n,), value).to(dtype) for n in (1000, 5000, 131_072, 400_001)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.3, 3e-25, 3e25])
-def test_fifty_million_elements(dtype, value):
+@host
+def test_fifty_million_elements(host, dtype, value):
     gradient = torch.full((50_000_000,), value).to(dtype)
     gradient[17] *= -2
     one = float(gradient[0].double())
     parameter = torch.nn.Parameter(torch.empty(0))
     parameter.data = gradient
     parameter.grad = gradient
-    norms = HostNorms([parameter]).read()
+    norms = host([parameter]).read()
     assert norms.norm[0] == pytest.approx(abs(one) * math.sqrt(50_000_000 - 1 + 4), rel=1e-6)
     assert norms.peak[0] == 2 * abs(one)
 
 
-def test_the_peak_may_be_negative_anywhere():
+@host
+def test_the_peak_may_be_negative_anywhere(host):
     generator = torch.Generator().manual_seed(1)
     gradients = []
     for place in (0, 1, 2047, 2048, 131_071, 131_072, 199_999):
         gradient = torch.randn(200_000, generator=generator)
         gradient[place] = -1000.0
         gradients += [gradient, -gradient, gradient.abs(), -gradient.abs()]
-    check(HostNorms, gradients, times=1)
+    check(host, gradients, times=1)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -101,15 +109,16 @@ def test_nonfinite_values_are_seen_and_counted(reader, bad, size):
     gradients[1][size // 2 :] = bad
     norms = check(reader, gradients)
     assert norms.nonfinite[[0, 2]].tolist() == [0, 0]
-    assert norms.nonfinite[1] == (size - size // 2 if reader is HostNorms else 1)
+    assert norms.nonfinite[1] == (size - size // 2 if reader is not DeviceNorms else 1)
     assert not math.isfinite(norms.total)
 
 
-def test_infinity_and_nan_together_are_nan():
+@host
+def test_infinity_and_nan_together_are_nan(host):
     for size in (10, 5000):
         gradient = torch.ones(size)
         gradient[0], gradient[1] = math.inf, math.nan
-        norms = HostNorms([holder(gradient)]).read()
+        norms = host([holder(gradient)]).read()
         assert np.isnan(norms.norm[0])
         assert np.isnan(norms.peak[0])
         assert norms.nonfinite[0] == 2
@@ -150,10 +159,11 @@ def test_nothing_to_read():
         assert norms.present.tolist() == [False, False]
 
 
-def test_a_plan_out_of_date_is_made_again():
+@host
+def test_a_plan_out_of_date_is_made_again(host):
     """The same tensors: gradients that come, go, and change in kind, size and number."""
     parameters = [holder(torch.randn(10)), holder(torch.randn(5000)), holder(torch.randn(10))]
-    norms_of = HostNorms(parameters)
+    norms_of = host(parameters)
     sparse = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.tensor([2.0]), (10,), check_invariants=True)
     for small, large in [
         (torch.randn(10), torch.randn(5000)),
@@ -176,10 +186,11 @@ def test_a_plan_out_of_date_is_made_again():
         assert norms_of.read().norm[1] == pytest.approx(reference(parameters[1].grad)[0], rel=1e-6)
 
 
-def test_magnitudes_that_change_between_steps():
+@host
+def test_magnitudes_that_change_between_steps(host):
     """The guessed power of two is from the step before, and wrong after each of these jumps."""
     parameter = holder(torch.randn(200_000))
-    norms_of = HostNorms([parameter])
+    norms_of = host([parameter])
     for scale in (1.0, 1e-30, 1e-38, 1e-44, 1e30, 1e-30, 0.0, 1e-20, 1e38, 1e-44, 1.0):
         gradient = torch.randn(200_000).clamp(-3, 3) * scale
         gradient[150_000:] = 0.0
@@ -192,7 +203,8 @@ def test_magnitudes_that_change_between_steps():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_mixture(data):
+@host
+def test_any_mixture(host, data):
     kinds = st.tuples(
         st.sampled_from([*DTYPES, None]),
         st.sampled_from([(), (3,), (3, 2), (2, 2), (70, 70), (4100,), (0,)]),
@@ -205,7 +217,7 @@ def test_any_mixture(data):
         if special < 2 and gradient.numel():
             gradient.view(-1)[0] = (math.inf, math.nan)[special]
         gradients.append(None if dtype is None else gradient.to(dtype))
-    norms = check(HostNorms, gradients, times=2)
+    norms = check(host, gradients, times=2)
     check(DeviceNorms, gradients, rel=1e-5, times=1)
     present = norms.norm[norms.present]
     if len(present) and np.isfinite(present).all():
@@ -232,8 +244,9 @@ def test_the_total_neither_over_nor_underflows():
     assert math.isnan(missing(0).total)
 
 
-def test_dividing_by_the_loss_scale():
-    norms = HostNorms([holder(torch.full((4,), 512.0))]).read()
+@host
+def test_dividing_by_the_loss_scale(host):
+    norms = host([holder(torch.full((4,), 512.0))]).read()
     assert norms.divided(1.0) is norms
     assert norms.divided(256.0).norm.tolist() == [4.0]
     late = DeviceNorms([holder(torch.full((4,), 512.0))]).read().divided(256.0)
@@ -268,11 +281,12 @@ def test_values_on_their_way_are_waited_for_only_when_asked():
 
 @pytest.mark.parametrize("scale", [1e-25, 3e-20, 1e-19, 1e-17, 1e-15])
 @pytest.mark.parametrize("flush", [False, True])
-def test_squares_too_small_for_float32_are_not_lost(scale: float, flush: bool) -> None:
+@host
+def test_squares_too_small_for_float32_are_not_lost(host, scale: float, flush: bool) -> None:
     tensor = torch.zeros(200_000)
     tensor.grad = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * scale
     true = float(tensor.grad.double().square().sum().sqrt())
-    reader = HostNorms([tensor])
+    reader = host([tensor])
     torch.set_flush_denormal(flush)
     try:
         found = [reader.read().norm[0] for _ in range(2)]
@@ -281,20 +295,41 @@ def test_squares_too_small_for_float32_are_not_lost(scale: float, flush: bool) -
     assert found == pytest.approx([true, true], rel=1e-6)
 
 
-def test_a_trial_takes_torchs_own_norms():
-    tensors = [holder(torch.randn(300, 300)), holder(None), holder(torch.randn(300))]
-    found, own = TorchNorms(tensors).read_twice()
-    assert found.norm[[0, 2]] == pytest.approx([reference(tensors[i].grad)[0] for i in (0, 2)], rel=1e-5)
-    assert {place: value.item() for place, value in own.items()} == {i: tensors[i].grad.norm().item() for i in (0, 2)}
-    assert np.isnan(found.peak).all()
-    assert found.present.tolist() == [True, False, True]
-    assert TorchNorms(tensors).read().norm[0] == found.norm[0]
+@host
+def test_gradients_are_multiplied_once_they_are_read(host):
+    """Also halves, gaps, other kinds; the version tells autograd. Later steps read what is there then."""
+    gradients = [
+        torch.randn(5000),
+        None,
+        torch.randn(7, 3),
+        torch.randn(()),
+        torch.randn(300).bfloat16(),
+        torch.randn(30, 20).t(),
+        torch.randn(9, dtype=torch.float64),
+    ]
+    before = [None if gradient is None else gradient.clone() for gradient in gradients]
+    tensors = [holder(gradient) for gradient in gradients]
+    versions = [(gradient, gradient._version) for gradient in gradients if gradient is not None]
+    reader = host(tensors)
+    norms = reader.read(0.3)
+    assert all(gradient._version > old for gradient, old in versions)
+    for i, gradient in enumerate(before):
+        if gradient is not None:
+            assert norms.norm[i] == pytest.approx(reference(gradient)[0], rel=1e-6)
+            assert torch.equal(tensors[i].grad, gradient.mul_(0.3))
+    assert np.nan_to_num(reader.read().norm) == pytest.approx(np.nan_to_num(norms.norm) * 0.3, rel=1e-2)
 
 
-@pytest.mark.parametrize("size", [1e-25, 1e25, math.inf, math.nan])
-def test_a_trial_reads_exactly_what_float32_squares_would_lose(size):
-    tensors = [holder(torch.full((300,), size)), holder(torch.randn(300))]
-    found, exactly = TorchNorms(tensors).read(), HostNorms(tensors).read()
-    assert np.array_equal(found.norm, exactly.norm, equal_nan=True)
-    assert np.array_equal(found.nonfinite, exactly.nonfinite)
-    assert TorchNorms([holder(torch.ones(4, dtype=torch.float64))]).read().norm[0] == 2.0
+@host
+def test_rows_of_every_size_of_number_in_one_gradient(host):
+    """Each row of 2,048 finds its own power of two, up and down again, zeros and all."""
+    sizes = torch.tensor([1.0, 1e-30, 0.0, 1e30, 1e-44, 1e-16, 3e-20, 1e38, 1.0, 0.0, 1e17, 1e20])
+    for gradient in (sizes.repeat_interleave(2048), sizes.flip(0).repeat_interleave(2048)):
+        check(host, [gradient, gradient[2048:].clone(), gradient.clamp(max=1e-30), gradient.clamp(max=1e-44)], times=1)
+
+
+def test_without_a_compiler_numpy_reads(monkeypatch):
+    monkeypatch.setattr(norms_compiled, "find_spec", lambda name: None)
+    assert norms_compiled._loaded() is None
+    monkeypatch.setattr(norms_compiled, "WIDTH", 0)
+    assert type(norms_compiled.host_norms([holder(torch.ones(3))])) is HostNorms

@@ -1,0 +1,68 @@
+/* Σg² and the largest |g| of many float32 arrays, each read once.
+
+   Rows of 2,048 are summed in float32 and the rows in float64; a row whose squares leave the range of float32 is summed again
+   times a power of two, which loses nothing, while it is in the cache. The largest |g| is taken from the bits without their sign, which are ordered as the
+   sizes are, and NaN above all. Needs GCC or Clang. */
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PARTS = 4, ROW = 2048, UNSIGNED = 0x7fffffff };
+
+/* A mean square of float32 above this loses less than 1e-7 of itself to squares that are flushed to zero. */
+static const double LEAST = 1e-31;
+
+/* 2^-80 for large values, 1, and 2^96 for small ones. Where one is too small or large, the next one is not too large or small. */
+static const float SCALES[] = {0x1p-80f, 1.0f, 0x1p96f};
+
+/* The index of the scale to take instead; the same where nothing was lost, or nothing can be done about it. */
+static inline int fitting_scale(double sum, int64_t size, int scale) {
+    if (!(sum <= FLT_MAX)) return scale > 0 ? scale - 1 : 0;
+    if (sum < LEAST * size) return scale < 2 ? scale + 1 : 2;
+    return scale;
+}
+
+#define WIDTH 4
+#define TARGET
+#define NAMED(name) name##_4
+#define LARGER(a, b) (((a) & ((a) > (b))) | ((b) & ~((a) > (b))))
+#include "width.h"
+#undef WIDTH
+#undef TARGET
+#undef NAMED
+#undef LARGER
+
+#ifdef __x86_64__
+#define WIDTH 8
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAMED(name) name##_8
+#define LARGER(a, b) ((bits_8)_mm256_max_epi32((__m256i)(a), (__m256i)(b)))
+#include "width.h"
+#endif
+
+/* How many floats this processor handles at once. */
+int norms_width(void) {
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+    return 4;
+}
+
+/* `squares[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, by vectors of `width`, of which the processor must be
+   capable. With a `factor`, each value is multiplied by it once it was read. */
+void norms(float *const *values, const int64_t *sizes, int64_t count, const float *factor, int width, double *squares,
+           float *peaks) {
+    switch (width) {
+#ifdef __x86_64__
+        case 8: all_8(values, sizes, count, factor, squares, peaks); break;
+#endif
+        default: all_4(values, sizes, count, factor, squares, peaks);
+    }
+}
