@@ -1,11 +1,11 @@
 """What `gradscope record` adds to a script: `python benchmarks/record_overhead.py` prints a table.
 
 CPU time on one thread. Bare and recorded training steps take turns in one process, by putting the listening in place and
-taking it away again. Of a recorded step, the time spent inside what listens is taken where it is spent, behind a real
-forward and backward pass: a difference of two whole steps would drown it in the noise of the machine. "no clip" is in
-percent of the bare step; "clips" is a script that calls `clip_grad_norm_`, everything it costs more than bare in units of
-one such call, made in the same place. Medians, with quartiles. The rows are written to the file by another thread:
-about .15 ms four times a second, not in the table.
+taking it away again. Of both, what follows a real backward pass is timed: clipping and the optimizer's step, with what
+recording does between and inside of them, and what it does around the backward pass; a difference of two whole steps would
+drown in the noise of the machine. "no clip" is what recording adds in percent of the bare step; "clips" is a script that calls
+`clip_grad_norm_`, what recording adds in units of one such call, made in the same place. Medians, with quartiles. The rows
+are written to the file by another thread: about .15 ms four times a second, not in the table.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ from gradscope.integrations.session import Session
 from gradscope.integrations.torch_calls import install
 from gradscope.runs.schema import Ending
 
-LISTENERS = (
-    *("before_backward", "after_backward", "enter_step", "before_step", "after_step"),
-    *("before_clip", "to_share", "clipped", "read"),
-)
+AROUND_BACKWARD = ("before_backward", "after_backward")
 WARM_UP = 12
 
 
@@ -55,7 +52,7 @@ def measure(name: str, rounds: int) -> list[str]:
 
 
 def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[float], list[float]]:
-    """CPU seconds of one bare step, what recording added to each recorded step, and of bare clip calls.
+    """CPU seconds of one bare step, what recording added to each recorded step, and bare clip calls.
 
     `share`: clip at this share of the norm; None: do not clip.
     """
@@ -65,31 +62,31 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
     clock = Clock()
     session = clock.listens_to(Session(new_header("benchmark", "record", "benchmark"), root=Path(tempfile.mkdtemp())))
 
-    def step() -> float:
-        """The time of the clip call."""
+    def step() -> tuple[float, float]:
+        """The time of the clip call, and of everything after the backward pass."""
         case.backward()
-        begun, inside = time.thread_time(), clock.spent
+        begun = time.thread_time()
         if limit:
             torch.nn.utils.clip_grad_norm_(parameters, limit)
-        spent = time.thread_time() - begun - (clock.spent - inside)
+        clipped = time.thread_time()
         case.optimizer.step()
-        return spent
+        return clipped - begun, time.thread_time() - begun
 
     whole, added, calls = [], [], []
     for i in range(2 * rounds + WARM_UP):
         begun = time.thread_time()
-        call = step()
-        bare = time.thread_time() - begun
+        call, bare = step()
+        spent = time.thread_time() - begun
         patches = install(session)
         clock.spent = 0.0
-        recorded_call = step()
+        _, recorded = step()
         patches.undo()
         if i < WARM_UP:
             time.sleep(0.05)
             continue
-        whole.append(bare)
+        whole.append(spent)
         calls.append(call)
-        added.append(clock.spent + recorded_call - call)
+        added.append(clock.spent + recorded - bare)
     session.close(lambda reached: Ending("finished", reached))
     assert session.runs
     assert session.failure is None
@@ -97,13 +94,13 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
 
 
 class Clock:
-    """CPU seconds spent inside the methods of a session."""
+    """CPU seconds spent inside the methods of a session that listen around a backward pass."""
 
     def __init__(self) -> None:
         self.spent, self._depth = 0.0, 0
 
     def listens_to(self, session: Session) -> Session:
-        for name in LISTENERS:
+        for name in AROUND_BACKWARD:
             setattr(session, name, self._timed(getattr(session, name)))
         return session
 

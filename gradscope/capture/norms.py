@@ -19,18 +19,20 @@ class Norms:
     """One number a tensor: `norm` (L2) and `peak` (largest |g|), float64, NaN where there is no gradient.
 
     `present` tells a missing gradient from one that holds a NaN; `nonfinite` counts elements that are NaN or infinite.
+    `sum_square`: Σ norm², where it was found on the way.
     """
 
     norm: NDArray[np.float64]
     peak: NDArray[np.float64]
     present: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
+    sum_square: float | None = None
     ready: ClassVar[bool] = True
 
     @property
     def total(self) -> float:
         """L2 norm of all of them together; NaN without any gradient."""
-        return root_sum_square(self.norm[self.present])
+        return root_sum_square(self.norm[self.present]) if self.sum_square is None else math.sqrt(self.sum_square)
 
     def of(self, places: Sequence[int]) -> Norms:
         """The norms of the tensors at these places."""
@@ -50,7 +52,10 @@ class Norms:
 
     def divided(self, scale: float) -> Norms:
         """The norms of the gradients divided by `scale`."""
-        return self if scale == 1.0 else Norms(self.norm / scale, self.peak / scale, self.present, self.nonfinite)
+        if scale == 1.0:
+            return self
+        sum_square = None if self.sum_square is None else self.sum_square / scale**2
+        return Norms(self.norm / scale, self.peak / scale, self.present, self.nonfinite, sum_square)
 
 
 def root_sum_square(norms: NDArray[np.float64]) -> float:

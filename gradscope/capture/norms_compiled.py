@@ -6,6 +6,7 @@ The pass itself is `native/norms.c`. `width`: floats that the processor is asked
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradscope.capture.norms import Norms, exact, missing, multiply
+from gradscope.capture.norms import Norms, exact, multiply
 from gradscope.capture.norms_host import HALF, HostNorms, plain
 
 _bytes, _on_host, _contiguous = attrgetter("nbytes"), attrgetter("is_cpu"), torch.Tensor.is_contiguous
@@ -32,7 +33,7 @@ def _loaded() -> ctypes.CDLL | None:
     library = ctypes.CDLL(spec.origin)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.norms.argtypes = [pointer, pointer, number, pointer, ctypes.c_int, pointer, pointer]
-    library.norms.restype = None
+    library.norms.restype = ctypes.c_double
     return library
 
 
@@ -48,19 +49,18 @@ def host_norms(tensors: Sequence[torch.Tensor]) -> HostNorms:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the gradients lie: `places` are float32 without gaps, read where they are; `copied` are made so first; the `odd`
-    ones are read by `exact`, and `absent` there is none.
+    """How the gradients lie: `direct` ones are float32 without gaps, read where they are; `copied` ones are made so first; the
+    `odd` ones are read by `exact`, and `absent` there is none.
     """
 
-    places: list[int]
+    direct: list[int]
     copied: list[int]
     odd: list[int]
     absent: list[int]
-    present: NDArray[np.bool_]
     bytes: list[int]
     sizes: NDArray[np.int64]
-    squares: NDArray[np.float64]
-    peaks: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    nonfinite: NDArray[np.int64]
 
 
 class CompiledNorms(HostNorms):
@@ -79,61 +79,68 @@ class CompiledNorms(HostNorms):
             addresses = _addresses(grads, layout)
         assert addresses is not None
         self._layout = layout
-        return self._pass(grads, layout, addresses, factor)
+        results = np.empty((2, len(grads)))
+        sum_square = self._call(addresses, layout.sizes, results, factor)
+        if factor != 1.0:
+            torch.autograd.graph.increment_version([grads[place] for place in layout.direct])
+        if layout.direct and math.isfinite(sum_square) and not (layout.copied or layout.odd):
+            return Norms(*results, layout.present, layout.nonfinite, sum_square)
+        return self._finished(grads, layout, Norms(*results, layout.present, layout.nonfinite.copy()), factor)
 
-    def _pass(self, grads: list[Any], layout: _Layout, addresses: array[int], factor: float) -> Norms:
-        self._call(addresses, layout.sizes, layout.squares, layout.peaks, factor)
-        norms = missing(len(grads))
-        norms.present[:] = layout.present
-        norms.norm[layout.places], norms.peak[layout.places] = np.sqrt(layout.squares), layout.peaks
+    def _finished(self, grads: list[Any], layout: _Layout, norms: Norms, factor: float) -> Norms:
+        """With the gradients that are not read in place, and the nonfinite values counted."""
         for place in layout.copied:
-            self._copied(grads[place], place, norms)
+            values, result = grads[place].detach().float().numpy().ravel("K"), np.empty((2, 1))
+            self._call(array("q", [values.ctypes.data]), np.array([values.size]), result, 1.0)
+            norms.norm[place], norms.peak[place] = result[:, 0]
         for place in (*layout.odd, *np.flatnonzero(layout.present & ~np.isfinite(norms.norm))):
             norms.norm[place], norms.peak[place], norms.nonfinite[place] = exact(grads[place])
-        if factor != 1.0:
-            torch.autograd.graph.increment_version([grads[place] for place in layout.places])
-            multiply([grads[place] for place in (*layout.copied, *layout.odd)], factor)
+        multiply([grads[place] for place in (*layout.copied, *layout.odd)], factor)
         return norms
 
-    def _copied(self, gradient: torch.Tensor, place: int, norms: Norms) -> None:
-        values = gradient.detach().float().numpy().ravel("K")
-        square, peak = np.empty(1), np.empty(1, np.float32)
-        self._call(array("q", [values.ctypes.data]), np.array([values.size]), square, peak, 1.0)
-        norms.norm[place], norms.peak[place] = np.sqrt(square[0]), peak[0]
-
     def _call(
-        self,
-        addresses: array[int],
-        sizes: NDArray[np.int64],
-        squares: NDArray[np.float64],
-        peaks: NDArray[np.float32],
-        factor: float,
-    ) -> None:
+        self, addresses: array[int], sizes: NDArray[np.int64], results: NDArray[np.float64], factor: float
+    ) -> float:
+        """Σ norm²."""
         assert _LIBRARY is not None
         change = None if factor == 1.0 else ctypes.byref(ctypes.c_float(factor))
-        found = squares.ctypes.data, peaks.ctypes.data
-        _LIBRARY.norms(addresses.buffer_info()[0], sizes.ctypes.data, len(sizes), change, self._width, *found)
+        norms = results.ctypes.data
+        places = addresses.buffer_info()[0], sizes.ctypes.data, len(sizes)
+        sum_square: float = _LIBRARY.norms(*places, change, self._width, norms, norms + results.strides[0])
+        return sum_square
 
 
 def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:
-    """Where the gradients that are read in place are; None if the gradients lie differently now."""
-    held = [grads[place] for place in layout.places]
+    """Where the gradients that are read in place are, 0 for the others; None if the gradients lie differently now."""
+    held = [grads[place] for place in layout.direct] if len(layout.direct) < len(grads) else grads
     try:
         same = list(map(_bytes, held)) == layout.bytes and all(map(_on_host, held)) and all(map(_contiguous, held))
         same = same and all(grads[place] is None for place in layout.absent)
-        same = same and all(plain(grads[place]) for place in layout.copied)
-        return array("q", map(_address, held)) if same else None
+        if not (same and all(plain(grads[place]) for place in layout.copied)):
+            return None
+        found = array("q", map(_address, held))
     except (AttributeError, RuntimeError):
         return None
+    if held is grads:
+        return found
+    spread = array("q", bytes(8 * len(grads)))
+    for place, address in zip(layout.direct, found, strict=True):
+        spread[place] = address
+    return spread
 
 
 def _laid_out(grads: list[Any]) -> _Layout:
     present = np.array([gradient is not None for gradient in grads], bool)
-    usual = [place for place in np.flatnonzero(present).tolist() if plain(grads[place])]
-    places = [place for place in usual if grads[place].dtype not in HALF and grads[place].is_contiguous()]
-    copied = [place for place in usual if grads[place].dtype in HALF or not grads[place].is_contiguous()]
-    odd = [place for place in np.flatnonzero(present).tolist() if not plain(grads[place])]
-    sizes = np.array([grads[place].numel() for place in places], np.int64)
-    absent = np.flatnonzero(~present).tolist()
-    results = np.empty(len(places)), np.empty(len(places), np.float32)
-    return _Layout(places, copied, odd, absent, present, [4 * size for size in sizes.tolist()], sizes, *results)
+    held = np.flatnonzero(present).tolist()
+    usual = [place for place in held if plain(grads[place])]
+    direct = [place for place in usual if grads[place].dtype not in HALF and grads[place].is_contiguous()]
+    return _Layout(
+        direct=direct,
+        copied=sorted({*usual} - {*direct}),
+        odd=sorted({*held} - {*usual}),
+        absent=np.flatnonzero(~present).tolist(),
+        bytes=[4 * grads[place].numel() for place in direct],
+        sizes=np.array([0 if gradient is None else gradient.numel() for gradient in grads], np.int64),
+        present=present,
+        nonfinite=np.zeros(len(grads), np.int64),
+    )

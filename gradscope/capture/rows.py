@@ -70,11 +70,12 @@ class Rows:
     def _write(self, row: Row) -> None:
         norms, reading = row.reading.norms, row.reading
         losses = row.losses if isinstance(row.losses, list) else row.losses.get().tolist()
-        nonfinite = int(norms.nonfinite.sum())
+        total = norms.total
+        nonfinite = 0 if math.isfinite(total) else int(norms.nonfinite.sum())
         self.writer.append(
             step=row.step,
             loss=sum(losses) / len(losses) if losses else math.nan,
-            global_norm=norms.total,
+            global_norm=total,
             grad_norm=norms.norm,
             grad_max=norms.peak,
             lr=row.lr,

@@ -72,13 +72,16 @@ class RunWriter:
         nonfinite: int = 0,
         micro_steps: int = 1,
     ) -> None:
-        """Add the row of one optimizer step. `grad_norm` and `grad_max` have one entry a parameter (NaN: no gradient)."""
+        """Add the row of one optimizer step.
+
+        `grad_norm` and `grad_max` have one entry a parameter (NaN: no gradient); they are kept as they are until written.
+        """
         if os.getpid() != self._pid:
             return
         elapsed = time.monotonic() - self._started
-        scalars = (step, elapsed, loss, global_norm, loss_scale, max_norm, skipped, nonfinite, micro_steps)
+        scalars = (step, elapsed, loss, tuple(lr), global_norm, loss_scale, max_norm, skipped, nonfinite, micro_steps)
         with self._lock:
-            self._rows.add(scalars, tuple(lr), grad_norm, grad_max)
+            self._rows.add(scalars, grad_norm, grad_max)
             self._count += 1
             if self._rows.full:
                 self._write_rows()
@@ -180,16 +183,15 @@ class RunWriter:
 
 
 class _RowBuffer:
-    """Rows in fixed arrays, so that adding one is a copy and writing many is one batch."""
+    """Rows as they came; they are made a batch of columns together."""
 
     def __init__(self, parameters: int) -> None:
         self.schema = tables.steps_schema(parameters)
-        self._capacity = max(1, min(BUFFER_ROWS, BUFFER_BYTES // (8 * parameters + 1)))
+        self._capacity = max(1, min(BUFFER_ROWS, BUFFER_BYTES // (16 * parameters + 1)))
         self._parameters = parameters
         self._scalars: list[tuple[Any, ...]] = []
-        self._lrs: list[tuple[float, ...]] = []
-        self._norm = np.empty((self._capacity, parameters), np.float32)
-        self._max = np.empty((self._capacity, parameters), np.float32)
+        self._norms: list[NDArray[Any]] = []
+        self._peaks: list[NDArray[Any]] = []
 
     @property
     def count(self) -> int:
@@ -199,33 +201,30 @@ class _RowBuffer:
     def full(self) -> bool:
         return self.count >= self._capacity
 
-    def add(self, scalars: tuple[Any, ...], lr: tuple[float, ...], norm: NDArray[Any], peak: NDArray[Any]) -> None:
-        place = self.count
-        _store(self._norm[place], norm)
-        _store(self._max[place], peak)
+    def add(self, scalars: tuple[Any, ...], norm: NDArray[Any], peak: NDArray[Any]) -> None:
         self._scalars.append(scalars)
-        self._lrs.append(lr)
+        self._norms.append(norm)
+        self._peaks.append(peak)
 
     def take(self) -> pa.RecordBatch:
-        count = self.count
-        step, elapsed, loss, norm, scale, limit, skipped, nonfinite, micro = zip(*self._scalars, strict=True)
-        columns = [step, elapsed, loss, self._lrs, norm, scale, limit, skipped, nonfinite, micro]
-        arrays = [pa.array(c, t) for c, t in zip(columns, self.schema.types, strict=False)]
-        arrays += [self._matrix(self._norm[:count]), self._matrix(self._max[:count])]
-        self._scalars, self._lrs = [], []
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        columns = [pa.array(c, t) for c, t in zip(zip(*self._scalars, strict=True), self.schema.types, strict=False)]
+        columns += [self._matrix(self._norms), self._matrix(self._peaks)]
+        self._scalars, self._norms, self._peaks = [], [], []
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
-    def _matrix(self, values: NDArray[np.float32]) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self._parameters)
+    def _matrix(self, rows: list[NDArray[Any]]) -> pa.Array:
+        values = _as_float32(np.concatenate(rows))
+        return pa.FixedSizeListArray.from_arrays(pa.array(values), self._parameters)
 
 
-def _store(target: NDArray[np.float32], values: NDArray[Any]) -> None:
-    """Copy as float32; a finite value beyond float32 stays finite, since infinite means a nonfinite gradient."""
+def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """A finite value beyond float32 stays finite, since infinite means a nonfinite gradient."""
     with np.errstate(over="ignore"):
-        target[:] = values
-    beyond = np.isinf(target)
+        narrow = values.astype(np.float32)
+    beyond = np.isinf(narrow)
     if beyond.any():
-        target[beyond & np.isfinite(values)] = _FLOAT32_MAX
+        narrow[beyond & np.isfinite(values)] = _FLOAT32_MAX
+    return narrow
 
 
 def write_header(directory: Path, header: Header) -> None:

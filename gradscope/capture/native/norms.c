@@ -1,10 +1,11 @@
-/* Σg² and the largest |g| of many float32 arrays, each read once.
+/* L2 norm and largest |g| of many float32 arrays, each read once.
 
    Rows of 2,048 are summed in float32 and the rows in float64; a row whose squares leave the range of float32 is summed again
    times a power of two, which loses nothing, while it is in the cache. The largest |g| is taken from the bits without their sign, which are ordered as the
    sizes are, and NaN above all. Needs GCC or Clang. */
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -55,14 +56,15 @@ int norms_width(void) {
     return 4;
 }
 
-/* `squares[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, by vectors of `width`, of which the processor must be
-   capable. With a `factor`, each value is multiplied by it once it was read. */
-void norms(float *const *values, const int64_t *sizes, int64_t count, const float *factor, int width, double *squares,
-           float *peaks) {
+/* `norms[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, NaN where that is null, by vectors of `width`, of which the
+   processor must be capable. With a `factor`, each value is multiplied by it once it was read. Returns the sum of the
+   squared norms. */
+double norms(float *const *values, const int64_t *sizes, int64_t count, const float *factor, int width, double *norms,
+             double *peaks) {
     switch (width) {
 #ifdef __x86_64__
-        case 8: all_8(values, sizes, count, factor, squares, peaks); break;
+        case 8: return all_8(values, sizes, count, factor, norms, peaks);
 #endif
-        default: all_4(values, sizes, count, factor, squares, peaks);
+        default: return all_4(values, sizes, count, factor, norms, peaks);
     }
 }

@@ -38,7 +38,7 @@ TARGET INLINE void NAMED(multiply)(float *values, int64_t size, float factor) {
     for (int64_t i = 0; i < size; i++) values[i] *= factor;
 }
 
-TARGET INLINE void NAMED(read)(float *values, int64_t size, const float *factor, double *square, float *peak) {
+TARGET INLINE void NAMED(read)(float *values, int64_t size, const float *factor, double *norm, double *peak) {
     NAMED(bits) tops[PARTS] = {{0}};
     int64_t whole = size - size % NAMED(STRIDE);
     double sum = 0.0;
@@ -59,14 +59,25 @@ TARGET INLINE void NAMED(read)(float *values, int64_t size, const float *factor,
     if (factor) NAMED(multiply)(values + whole, size - whole, *factor);
     for (int part = 0; part < PARTS; part++)
         for (int lane = 0; lane < WIDTH; lane++) top = tops[part][lane] > top ? tops[part][lane] : top;
-    *square = sum;
-    memcpy(peak, &top, sizeof top);
+    float largest;
+    memcpy(&largest, &top, sizeof top);
+    *peak = largest;
+    *norm = sqrt(sum);
 }
 
-TARGET static void NAMED(all)(float *const *values, const int64_t *sizes, int64_t count, const float *factor,
-                              double *squares, float *peaks) {
-    if (factor)
-        for (int64_t i = 0; i < count; i++) NAMED(read)(values[i], sizes[i], factor, squares + i, peaks + i);
-    else
-        for (int64_t i = 0; i < count; i++) NAMED(read)(values[i], sizes[i], 0, squares + i, peaks + i);
+TARGET static double NAMED(all)(float *const *values, const int64_t *sizes, int64_t count, const float *factor,
+                                double *norms, double *peaks) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!values[i]) {
+            norms[i] = peaks[i] = NAN;
+            continue;
+        }
+        if (factor)
+            NAMED(read)(values[i], sizes[i], factor, norms + i, peaks + i);
+        else
+            NAMED(read)(values[i], sizes[i], 0, norms + i, peaks + i);
+        sum += norms[i] * norms[i];
+    }
+    return sum;
 }
