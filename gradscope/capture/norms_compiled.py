@@ -132,6 +132,8 @@ def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:
 def _laid_out(grads: list[Any]) -> _Layout:
     present = np.array([gradient is not None for gradient in grads], bool)
     held = np.flatnonzero(present).tolist()
+    nonfinite = np.zeros(len(grads), np.int64)
+    present.flags.writeable = nonfinite.flags.writeable = False  # the norms of many steps share them
     usual = [place for place in held if plain(grads[place])]
     direct = [place for place in usual if grads[place].dtype not in HALF and grads[place].is_contiguous()]
     return _Layout(
@@ -142,5 +144,5 @@ def _laid_out(grads: list[Any]) -> _Layout:
         bytes=[4 * grads[place].numel() for place in direct],
         sizes=np.array([0 if gradient is None else gradient.numel() for gradient in grads], np.int64),
         present=present,
-        nonfinite=np.zeros(len(grads), np.int64),
+        nonfinite=nonfinite,
     )

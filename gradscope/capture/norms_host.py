@@ -112,7 +112,8 @@ class HostNorms:
         grads = [tensor.grad for tensor in self._tensors]
         if not self._spread:
             return self._read(grads, factor)
-        norms = self._read([local(grad) for grad in grads], factor)
+        parts = self._read([local(grad) for grad in grads], factor)
+        norms = Norms(parts.norm, parts.peak, parts.present, parts.nonfinite.copy())
         nonfinite = torch.from_numpy(norms.nonfinite).double()
         combine(grads, torch.from_numpy(norms.norm), torch.from_numpy(norms.peak), nonfinite)
         norms.nonfinite[:] = nonfinite.numpy()
