@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,8 @@ from gradscope.capture.header import versions
 from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.norms_host import HostNorms
-from gradscope.capture.rows import Reading, Row, Rows, gathered
+from gradscope.capture.ranks import OtherRank, meet
+from gradscope.capture.rows import Reading, Row, Rows, gathered, write_row
 from gradscope.errors import UsageError
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.schema import Ending, Header, Trial
@@ -71,7 +73,8 @@ class Recorder:
         if not described.tensors:
             raise UsageError("the model has no parameters: there is no gradient to record")
         writer = _writer(header, name, directory) if rank() == 0 else None
-        self._begin(described.tensors, chosen, header, writer, max_rows, ForwardOrder(model))
+        ranks = meet(writer.directory if writer else None, header.parameters)
+        self._begin(described.tensors, chosen, header, writer, max_rows, ForwardOrder(model), ranks)
 
     def _begin(
         self,
@@ -81,6 +84,7 @@ class Recorder:
         writer: RunWriter | None,
         max_rows: int | None = None,
         order: ForwardOrder | None = None,
+        ranks: OtherRank | None = None,
     ) -> None:
         self.tensors = tensors
         self._keys = [id(tensor) for tensor in tensors]
@@ -94,7 +98,8 @@ class Recorder:
         self._max_rows = max_rows
         self._header = header
         self._writer = writer
-        self._rows = Rows(writer) if writer else None
+        self._ranks = ranks
+        self._rows = Rows(partial(write_row, writer)) if writer else Rows(ranks.write) if ranks else None
         self._reading: Reading | None = None
         self._losses: list[float | torch.Tensor] = []
         self._batches: list[int | None] = []
@@ -230,10 +235,12 @@ class Recorder:
                 self.update_header(parameters=parameters)
 
     def _bound(self) -> None:
-        """Keep every second row once the file is full, and record every second step from then on."""
-        if self._writer and self._max_rows and self._writer.rows >= self._max_rows:
+        """Keep every second row once the file is full, and record every second step from then on, on all ranks alike."""
+        if self._max_rows and self.step // self.every + 1 >= self._max_rows:
             self.every *= 2
-            self._writer.thin(self.every)
+            if self._rows and self._writer:
+                self._rows.drain(wait=True)
+                self._writer.thin(self.every)
             self.update_header(every=self.every)
 
     def probe(
@@ -272,8 +279,11 @@ class Recorder:
         active.remove(self)
         if self._order:
             self._order.end(())
-        if self._rows and self._writer:
+        if self._rows:
             self._rows.drain(wait=True)
+        if self._ranks:
+            self._ranks.close()
+        if self._writer:
             self._writer.close(ending or Ending("finished", self.step), overhead_s=round(self._spent, 6))
 
     def __enter__(self) -> Self:

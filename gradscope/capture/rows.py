@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,12 +50,22 @@ class Row:
         """Whether all its values have arrived."""
         return bool(self.reading.norms.ready) and (isinstance(self.losses, list) or self.losses.ready)
 
+    @cached_property
+    def known(self) -> list[float]:
+        """The losses; waits for them where it must."""
+        return self.losses if isinstance(self.losses, list) else self.losses.get().tolist()
+
+    @property
+    def loss(self) -> float:
+        """The mean of the losses, NaN without one."""
+        return sum(self.known) / len(self.known) if self.known else math.nan
+
 
 class Rows:
-    """Writes rows in their order, each as soon as it is complete."""
+    """Writes rows in their order with `write`, each as soon as it is complete."""
 
-    def __init__(self, writer: RunWriter) -> None:
-        self.writer = writer
+    def __init__(self, write: Callable[[Row], None]) -> None:
+        self._write = write
         self._waiting: deque[Row] = deque()
 
     def add(self, row: Row) -> None:
@@ -67,28 +78,29 @@ class Rows:
         while self._waiting and (wait or self._waiting[0].ready):
             self._write(self._waiting.popleft())
 
-    def _write(self, row: Row) -> None:
-        norms, reading = row.reading.norms, row.reading
-        losses = row.losses if isinstance(row.losses, list) else row.losses.get().tolist()
-        total = norms.total
-        nonfinite = 0 if math.isfinite(total) else int(norms.nonfinite.sum())
-        self.writer.append(
-            step=row.step,
-            loss=sum(losses) / len(losses) if losses else math.nan,
-            global_norm=total,
-            grad_norm=norms.norm,
-            grad_max=norms.peak,
-            lr=row.lr,
-            loss_scale=reading.scale,
-            max_norm=reading.max_norm,
-            skipped=row.skipped,
-            nonfinite=nonfinite,
-            micro_steps=max(1, len(row.batches)),
-        )
-        if (nonfinite or not all(map(math.isfinite, losses))) and self.writer.header.first_nonfinite is None:
-            offender = first_offender(row, losses, self.writer.header.parameters)
-            if not row.skipped:
-                self.writer.update_header(first_nonfinite=offender)
+
+def write_row(writer: RunWriter, row: Row) -> None:
+    """Add a row to the run, and to its header where it is the first with something nonfinite."""
+    norms, reading, losses = row.reading.norms, row.reading, row.known
+    total = norms.total
+    nonfinite = 0 if math.isfinite(total) else int(norms.nonfinite.sum())
+    writer.append(
+        step=row.step,
+        loss=row.loss,
+        global_norm=total,
+        grad_norm=norms.norm,
+        grad_max=norms.peak,
+        lr=row.lr,
+        loss_scale=reading.scale,
+        max_norm=reading.max_norm,
+        skipped=row.skipped,
+        nonfinite=nonfinite,
+        micro_steps=max(1, len(row.batches)),
+    )
+    if (nonfinite or not all(map(math.isfinite, losses))) and writer.header.first_nonfinite is None:
+        offender = first_offender(row, losses, writer.header.parameters)
+        if not row.skipped:
+            writer.update_header(first_nonfinite=offender)
 
 
 def first_offender(row: Row, losses: list[float], parameters: Sequence[Parameter]) -> Offender:

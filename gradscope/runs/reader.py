@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gradscope.errors import RunFormatError, RunNotFoundError
 from gradscope.runs import tables
+from gradscope.runs.ranks import read_ranks
 from gradscope.runs.run import ProbeTable, Run
 from gradscope.runs.schema import SCHEMA_VERSION, Header, from_json
 from gradscope.runs.stream import ForeignStreamError, Rows, StoredMatrix, read_stream
@@ -123,6 +124,7 @@ def _run(
         peaks=matrices[1],
         probes=table,
         trials=trials,
+        ranks=read_ranks(directory),
         notes=notes,
     )
 

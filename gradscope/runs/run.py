@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.runs.ranks import RankLoss
 from gradscope.runs.schema import Header
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Run:
     where its gradient was nonfinite. Norms are as `header.measured_at` and `header.gradients_are` say. Trials take no
     `grad_max`, except that of a clipped window.
     `norms` and `peaks` are these two by rows: `norms[10:20]` reads so many steps of a run too large for memory.
+    `ranks`: the losses of the ranks beside rank 0, whose own are in `loss`; empty where they were not recorded.
     `notes`: what the reader had to leave out, in plain words.
     """
 
@@ -85,6 +87,7 @@ class Run:
     peaks: Rows
     probes: ProbeTable
     trials: Mapping[str, Run] = field(default_factory=dict)
+    ranks: Mapping[int, RankLoss] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -120,11 +120,6 @@ class RunWriter:
             with self._lock:
                 self._write_rows()
 
-    @property
-    def rows(self) -> int:
-        """Rows in the file, written or about to be."""
-        return self._count
-
     def thin(self, every: int) -> None:
         """Keep only the rows whose step is a multiple of `every`. A reader sees the old file or the new one."""
         if os.getpid() == self._pid:
