@@ -15,7 +15,7 @@ VerdictWord = Literal["exploding", "will-explode", "thin-headroom", "stable", "u
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a rule found. `subject` is the layer or parameter, None for the whole network.
+    """One thing a rule found. `subject` is the layer, parameter or rank, None for the whole network.
 
     `value` and `limit` are in `unit`; `message` says what was seen, `advice` what to do about it.
     """

@@ -9,6 +9,7 @@ from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
+from gradscope.report.ranks import apart
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
 
@@ -75,6 +76,10 @@ def layer(report: Report) -> Answer:
     question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
     if found:
         return Answer(question, visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
+    rank = apart(report.diagnosis)
+    if rank and rank.severity != "info":
+        told = (without_subject(rank.message, rank.subject), rank.advice)
+        return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
     if not ranked:
         return Answer(question, "No layer was measured", ())
     if report.unranked:

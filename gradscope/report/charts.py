@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradscope.recommendation.candidates import same_threshold
 from gradscope.report.answers import accused
-from gradscope.report.curves import candidates, rehearsals, remedies, time_profile
+from gradscope.report.curves import candidates, ranks, rehearsals, remedies, time_profile
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
 from gradscope.report.plotting import (
@@ -245,5 +245,6 @@ CHARTS = (
     Chart("rehearsals", "Rehearsals of the planned training", rehearsals),
     Chart("candidates", "Thresholds tried", candidates),
     Chart("remedies", "Remedies tried", remedies),
+    Chart("ranks", "Loss of each rank", ranks),
     Chart("time_profile", "Along time in the recurrent layer", time_profile),
 )

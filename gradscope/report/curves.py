@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from gradscope.diagnosis.ranks import rank_losses
 from gradscope.report.model import Report
 from gradscope.report.plotting import (
     BLUE,
     COLORS,
     DASHES,
     ORANGE,
+    SKY,
     log_axis,
     new_figure,
     plain_number,
@@ -21,6 +23,7 @@ from gradscope.report.plotting import (
     style,
 )
 from gradscope.report.pool import bins, columns_for, pool_max
+from gradscope.report.ranks import apart
 from gradscope.report.rows import title_of, trials
 from gradscope.report.text import elide, number, visible
 from gradscope.runs.run import Run
@@ -51,6 +54,41 @@ def remedies(report: Report) -> Figure | None:
     return _losses([(elide(visible(name), 30), child) for name, child in known if child is not None])
 
 
+def ranks(report: Report) -> Figure | None:
+    """The loss that each rank computed from its own batches; of very many only the first, the accused and a band."""
+    losses = rank_losses(report.run)
+    if losses is None or not np.isfinite(losses.loss).any():
+        return None
+    starts = bins(len(losses.step), columns_for(len(losses.step)))
+    at, pooled = losses.step[starts], pool_max(np.where(np.isfinite(losses.loss), losses.loss, np.nan), starts)
+    figure, (axis,) = new_figure(3.4)
+    finite = pooled[np.isfinite(pooled)]
+    _loss_axis(axis, finite, float(finite.max()))
+    drawn, found = list(range(len(losses.ranks))), apart(report.diagnosis)
+    if len(drawn) > len(COLORS):
+        some = np.isfinite(pooled).any(axis=1)
+        low, high = np.nanmin(pooled[some], axis=1), np.nanmax(pooled[some], axis=1)
+        axis.fill_between(at[some], low, high, color=SKY, alpha=0.4, linewidth=0)
+        drawn = [place for place in drawn if place == 0 or (found and f"rank {losses.ranks[place]}" == found.subject)]
+    labels = []
+    for i, place in enumerate(drawn):
+        name, color, column = f"rank {losses.ranks[place]}", COLORS[i], pooled[:, place]
+        axis.plot(at, column, color=color, linestyle=DASHES[i], linewidth=1.4)
+        broken = np.flatnonzero(losses.broken[:, place])
+        if len(broken):
+            axis.plot(
+                losses.step[broken[0]], 0.97 - 0.07 * i, "x", color=color, markersize=8, markeredgewidth=2,
+                transform=axis.get_xaxis_transform(),
+            )  # fmt: skip
+            name += f", ✕ nonfinite from {losses.step[broken[0]]}"
+        known = column[np.isfinite(column)]
+        labels.append((float(known[-1]) if len(known) else float(finite.max()), name, color))
+    axis.set_ylabel("loss of the rank")
+    axis.set_xlabel("optimizer step")
+    right_labels(axis, labels)
+    return figure
+
+
 def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
     curves = [(name, child) for name, child in curves if np.isfinite(child.loss).any()]
     if not curves:
@@ -59,11 +97,7 @@ def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
     finite = np.concatenate([_finite(child) for _, child in curves])
     first = max(abs(float(_finite(child)[0])) for _, child in curves)
     top = min(float(finite.max()), CUT * first) if first else float(finite.max())
-    if finite.min() > 0 and top / finite.min() > 10:
-        log_axis(axis, np.append(finite[finite <= top], top))
-    else:
-        axis.set_ylim(*_padded(finite[finite <= top]))
-        axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
+    _loss_axis(axis, finite, top)
     labels = []
     for i, (name, child) in enumerate(curves):
         color, dash = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
@@ -79,6 +113,15 @@ def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
     axis.set_xlabel("step of the trial")
     right_labels(axis, labels)
     return figure
+
+
+def _loss_axis(axis: Any, finite: Any, top: float) -> None:
+    """An axis for losses up to `top`: in powers where they are positive and span more than ten times."""
+    if finite.min() > 0 and top / finite.min() > 10:
+        log_axis(axis, np.append(finite[finite <= top], top))
+    else:
+        axis.set_ylim(*_padded(finite[finite <= top]))
+        axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
 def _finite(child: Run) -> Any:

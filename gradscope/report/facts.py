@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.ranks import first_ranks, named
 from gradscope.report.model import Report
 from gradscope.report.text import number, plural, share, visible
 from gradscope.runs.run import Run
+from gradscope.runs.schema import Offender
 
 Facts = list[tuple[str, str]]
 MEASURED_AT = {"pre_clip": "before clipping", "post_clip": "after clipping (post-clip)"}
@@ -33,16 +35,26 @@ def measured(report: Report) -> Facts:
         ("Ended", _ending(report)),
     ]  # fmt: skip
     if header.world_size > 1:
-        facts.append(
-            ("Ranks", f"{header.world_size}; norms are of the whole gradient, over all ranks; rank 0 wrote them")
-        )
+        facts.append(("Ranks", _ranks(run)))
     if run.skipped.any():
         facts.append(("Skipped", plural(int(run.skipped.sum()), "step")))
-    offender = header.first_nonfinite
-    if offender:
-        where = visible(offender.parameter or offender.layer or "unknown layer")
-        facts.append(("First nonfinite", f"{offender.went_first} of {where} at step {offender.step}"))
+    if header.first_nonfinite:
+        facts.append(("First nonfinite", _first_nonfinite(run, header.first_nonfinite)))
     return facts
+
+
+def _ranks(run: Run) -> str:
+    whole = f"{run.header.world_size}; norms are of the whole gradient, over all ranks; rank 0 wrote them"
+    missing = run.header.world_size - 1 - len(run.ranks)
+    return whole + (f"; the losses of {plural(missing, 'other rank')} are not in the run" if missing > 0 else "")
+
+
+def _first_nonfinite(run: Run, offender: Offender) -> str:
+    ranks = first_ranks(run)
+    if ranks and 0 not in ranks.ranks and ranks.step <= offender.step:
+        return f"loss of {named(ranks.ranks)} at step {ranks.step}"
+    where = visible(offender.parameter or offender.layer or "unknown layer")
+    return f"{offender.went_first} of {where} at step {offender.step}"
 
 
 def _every(every: int) -> str:

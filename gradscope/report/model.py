@@ -9,6 +9,7 @@ from typing import Any
 from gradscope.diagnosis.model import Diagnosis, LayerRisk
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.cells import Cells, make_cells
+from gradscope.report.ranks import rank_rows
 from gradscope.runs.run import Run
 from gradscope.runs.schema import to_json
 
@@ -93,6 +94,7 @@ class Report:
             "findings": [to_json(finding) for finding in self.diagnosis.findings],
             "unable": [to_json(unable) for unable in self.diagnosis.unable],
             "recommendation": recommendation,
+            "ranks": [to_json(row) for row in rank_rows(self.run)],
             "remedies": [to_json(remedy) for remedy in self.remedies],
             "caveats": list(self.caveats),
         }

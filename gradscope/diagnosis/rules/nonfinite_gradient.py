@@ -10,7 +10,7 @@ How it decides
     one; else, among the parameters that are nonfinite there and had a finite gradient (or are infinite), the one of the
     highest order, since the backward pass meets the last layer first and nonfinite values travel from there to the
     front. Unit: nonfinite elements. Default limit: 0. If the loss itself was nonfinite first, every gradient after it
-    is, and the finding says so instead of naming a layer.
+    is, and the finding says so instead of naming a layer; so it does for the loss of another rank.
 Known problems
     Layers that run beside each other have no true order. In a run that is nonfinite from its very first step a NaN norm
     cannot be told from a parameter without a gradient.
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.ranks import first_ranks, named
 from gradscope.diagnosis.series import count, finding, read_at
 from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
 from gradscope.runs.run import Run
@@ -86,6 +87,9 @@ def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
 
 def _origin(run: Run, row: int) -> tuple[str | None, str]:
     """The layer where it began and how to say so."""
+    ranks = first_ranks(run)
+    if ranks and 0 not in ranks.ranks and ranks.step <= int(run.step[row]):
+        return None, f"the loss of {named(ranks.ranks)} was nonfinite first, at step {ranks.step}"
     seen = run.header.first_nonfinite
     if seen is not None and seen.step == int(run.step[row]):
         where = f"{seen.went_first} of {seen.layer or seen.parameter or 'the network'}"

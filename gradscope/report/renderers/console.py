@@ -14,6 +14,7 @@ from gradscope.diagnosis.model import Finding
 from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, without_subject
 from gradscope.report.model import Remedy, Report
 from gradscope.report.paste import paste_line
+from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
 from gradscope.report.terminal import PIPE, Terminal
 from gradscope.report.text import (
@@ -98,6 +99,7 @@ def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
     yield from _rehearsals(report)
     yield from _candidates(report)
     yield from _remedies(report)
+    yield from _ranks(report)
     yield from _caveats(report)
 
 
@@ -254,6 +256,17 @@ def _remedies(report: Report) -> Iterator[RenderableType]:
 
 def _lines(remedy: Remedy) -> list[str]:
     return [visible(line) for line in remedy.snippet.splitlines()]
+
+
+def _ranks(report: Report) -> Iterator[RenderableType]:
+    rows = rank_cells(report.run)
+    if rows:
+        table = plain_table(*((title, "right") for title in RANK_COLUMNS))
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        yield heading("Ranks")
+        yield Padding(Text(ranks_said(report.run, report.diagnosis)), (0, 0, 0, 2))
+        yield _indent(table)
 
 
 def _caveats(report: Report) -> Iterator[RenderableType]:

@@ -19,6 +19,8 @@ from gradscope.report.heatmap import make_heatmap
 from gradscope.report.model import Report
 from gradscope.report.page import render_page, script_json
 from gradscope.report.paste import pastes
+from gradscope.report.plotting import COLORS
+from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.svg import inline_svg
 from gradscope.report.text import number, ordinal, share, steps_range, visible
@@ -58,6 +60,10 @@ def render(report: Report) -> str:
         rehearsals=trial_rows(report, "rehearsal", "replay"),
         candidates=report.recommendation.candidates if report.recommendation else (),
         remedies=report.remedies,
+        ranks=rank_cells(report.run),
+        rank_columns=RANK_COLUMNS,
+        ranks_said=ranks_said(report.run, report.diagnosis),
+        colors=len(COLORS),
         layers=_layers(report),
         unranked=report.unranked,
         columns=COLUMNS,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from gradscope.report.answers import SEVERITIES, answers, title, without_subject
 from gradscope.report.model import Report
 from gradscope.report.paste import paste_line
+from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.text import number, plural, share, steps_range, times, visible
 
@@ -17,7 +18,7 @@ def render(report: Report) -> str:
     symbol, word = title(report)
     parts = [f"# {symbol} {escape(report.run.header.name)}: {word}", *_answers(report), *_paste(report)]
     parts += [*_caveats(report), *_findings(report), *_layers(report), *_candidates(report), *_rehearsals(report)]
-    return "\n\n".join([*parts, *_remedies(report), _origin(report)]) + "\n"
+    return "\n\n".join([*parts, *_remedies(report), *_ranks(report), _origin(report)]) + "\n"
 
 
 def escape(text: str) -> str:
@@ -117,6 +118,11 @@ def _remedies(report: Report) -> list[str]:
     ]
     best = [f"```python\n{r.snippet}\n```" for r in report.remedies if r.best and r.snippet]
     return ["## Remedies tried", table(("Change", "Outcome", "Loss at the end", ""), rows), *best] if rows else []
+
+
+def _ranks(report: Report) -> list[str]:
+    rows = rank_cells(report.run)
+    return ["## Ranks", escape(ranks_said(report.run, report.diagnosis)), table(RANK_COLUMNS, rows)] if rows else []
 
 
 def _origin(report: Report) -> str:
