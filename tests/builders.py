@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.runs.ranks import rank_file, record
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Ending, Group, Header, Optimizer, Parameter, Plan
@@ -44,6 +45,7 @@ def make_run(
     trials: Mapping[str, tuple[Any, ...]] | None = None,
     ending: Ending | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
+    ranks: Mapping[int, Sequence[float | None]] | None = None,
     **header: Any,
 ) -> Run:
     """Write a run and read it back.
@@ -51,6 +53,7 @@ def make_run(
     `norms` are the global norms, spread evenly over the layers unless `grad_norm` (T × P) is given. `trials` maps a name
     to (trial, losses, global norms), and an ending where it is not a plain one. `columns` sets further columns of the rows
     (`skipped`, `max_norm`, `lr`, …), `probes` are the arguments of `RunWriter.probe`, in order.
+    `ranks` are the losses of ranks beside 0, from step 0 on; None where one wrote nothing.
     """
     head = make_header(**header)
     count = len(head.parameters)
@@ -70,6 +73,10 @@ def make_run(
         _rows(child, np.asarray(trial_norms, float), losses, np.ones((len(losses), count)), {})
         child.close(*end)
     writer.close(ending)
+    for rank, losses in (ranks or {}).items():
+        path = rank_file(writer.directory, rank)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"".join(record(i, value) for i, value in enumerate(losses) if value is not None))
     return load_run(writer.directory)
 
 

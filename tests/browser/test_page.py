@@ -282,6 +282,17 @@ def test_without_javascript_everything_is_there(made, visit):
     assert page.locator("svg.plot:visible").count() == 6
 
 
+def test_ranks_are_drawn_and_tabled_with_the_odd_one_named(made, visit):
+    report, path = made("several_ranks")
+    page = visit(path, script=False)
+    assert page.get_by_text("None: it began on rank 5").is_visible()
+    assert page.locator("section", has=page.locator("#ranks")).locator("svg.plot").is_visible()
+    rows = [row.split("\t") for row in page.locator("#ranks tbody").inner_text().splitlines()]
+    loss = [report.run.loss, *(one.loss for one in report.run.ranks.values())]
+    assert [row[2] for row in rows] == [number(float(np.median(own[np.isfinite(own)]))) for own in loss]
+    assert [row[6] for row in rows] == ["30" if rank == 5 else "31" for rank in range(8)]
+
+
 def test_the_comparison_is_a_page_like_the_other(made, visit, tmp_path):
     path = tmp_path / "compare.html"
     path.write_text(compare_html(made("verified")[0], made("hostile")[0]), encoding="utf-8")

@@ -11,9 +11,10 @@ import numpy as np
 
 from gradscope.diagnosis.model import Diagnosis, Finding, LayerRisk, Unable, Verdict
 from gradscope.recommendation.model import Candidate, LayerThreshold, Recommendation, Threshold
+from gradscope.report.build import build_report
 from gradscope.report.model import Remedy, Report
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Ending, Piece, Plan, Trial
+from gradscope.runs.schema import Ending, Offender, Piece, Plan, Trial
 from tests.builders import make_run
 
 HOSTILE = (
@@ -270,6 +271,25 @@ def recurrent(folder: Path) -> Report:
     return make_report(dataclasses.replace(run, probes=table), culprit="rnn")
 
 
+def several_ranks(folder: Path) -> Report:
+    """Eight ranks, of which one breaks first."""
+    rng = np.random.default_rng(5)
+    losses = np.linspace(3, 2, 40)[:, None] * np.exp(rng.normal(0, 0.1, (40, 8)))
+    losses[30, 5] = np.nan
+    losses[31:] = np.nan
+    norm = _walk(6, 40, 3)
+    norm[30:] = np.nan
+    run = make_run(
+        folder,
+        grad_norm=norm,
+        loss=list(losses[:, 0]),
+        ranks={rank: list(losses[:, rank]) for rank in range(1, 8)},
+        world_size=8,
+        first_nonfinite=Offender(30, "fc3", "fc3.weight", "gradient"),
+    )
+    return build_report(dataclasses.replace(run, path=Path("runs/20261123T000000Z-handmade-0000")))
+
+
 def only_nan(folder: Path) -> Report:
     verdict = Verdict("exploding", None, None, 0, ("Every gradient is nonfinite.",))
     run = make_run(folder, grad_norm=np.full((5, 3), np.nan), loss=[float("nan")] * 5, columns={"nonfinite": [48] * 5})
@@ -320,7 +340,20 @@ def clipped(folder: Path) -> Report:
 
 REPORTS: dict[str, Callable[[Path], Report]] = {
     make.__name__: make
-    for make in (healthy, exploding, verified, hostile, recurrent, only_nan, tiny, no_loss, empty, never, clipped)
+    for make in (
+        healthy,
+        exploding,
+        verified,
+        hostile,
+        recurrent,
+        several_ranks,
+        only_nan,
+        tiny,
+        no_loss,
+        empty,
+        never,
+        clipped,
+    )
 }
 
 

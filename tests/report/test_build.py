@@ -10,6 +10,7 @@ from gradscope.report.answers import answers, interval, without_subject
 from gradscope.report.build import build_report
 from gradscope.report.facts import environment, measured
 from gradscope.report.paste import paste_line, pastes
+from gradscope.report.ranks import rank_rows
 from gradscope.report.remedies import remedies
 from gradscope.report.renderers import renderer
 from gradscope.report.rows import layer_rows, trial_rows
@@ -171,7 +172,33 @@ def test_the_threshold_in_use_and_what_was_left_out_are_told(tmp_path):
 
 def test_ranks_are_told_where_there_are_several(tmp_path):
     assert "Ranks" not in dict(measured(build_report(make_run(tmp_path, [1.0] * 30))))
-    assert dict(measured(build_report(make_run(tmp_path, [1.0] * 30, world_size=4))))["Ranks"].startswith("4; ")
+    told = dict(measured(build_report(make_run(tmp_path, [1.0] * 30, world_size=4, ranks={2: [1.0] * 30}))))["Ranks"]
+    assert told.startswith("4; ")
+    assert told.endswith("the losses of 2 other ranks are not in the run")
+
+
+def test_the_rank_that_broke_first_answers_and_no_layer_is_blamed(tmp_path):
+    report = REPORTS["several_ranks"](tmp_path)
+    assert which_layer(report).answer == "None: it began on rank 5"
+    assert "at step 30" in which_layer(report).details[0]
+    assert dict(measured(report))["First nonfinite"] == "loss of rank 5 at step 30"
+
+
+def test_a_rank_has_a_row_of_its_own_losses(tmp_path):
+    nan = float("nan")
+    run = make_run(tmp_path, [1.0] * 4, loss=[1.0, 3.0, 2.0, 9.0], ranks={1: [-8.0, None, nan, 4.0], 3: [nan] * 4})
+    first, other, broken = rank_rows(run)
+    assert (first.rank, first.steps, first.median, first.worst, first.worst_step) == (0, 4, 2.5, 9.0, 3)
+    assert (other.rank, other.steps, other.worst, other.worst_step) == (1, 3, -8.0, 0)
+    assert (other.nonfinite_steps, other.first_nonfinite) == (1, 2)
+    assert (broken.median, broken.worst, broken.worst_step, broken.first_nonfinite) == (None, None, None, 0)
+    assert rank_rows(make_run(tmp_path, [1.0] * 4)) == []
+
+
+def test_where_no_rank_stands_out_that_is_said(tmp_path):
+    even = [2.0, 1.0] * 15
+    report = build_report(make_run(tmp_path, [1.0] * 30, loss=even, ranks={1: even}, world_size=2))
+    assert "No rank stands out: their losses stay beside each other over 30 steps." in renderer("html")(report)
 
 
 def test_a_message_does_not_repeat_its_layer():

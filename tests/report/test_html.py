@@ -105,6 +105,9 @@ def test_the_sections_come_in_order(pages):
     heads = re.findall(r"<h2[^>]*>(.*?)(?:</h2>| <span)", pages["verified"])[4:]
     assert [next(w for w in wanted if head.startswith(w)) for head in heads] == wanted
     assert "Along time in the recurrent layer" in pages["recurrent"]
+    after = pages["several_ranks"].split("<h2>Ranks</h2>")[1]
+    assert "All layers" in after
+    assert "Along the depth" not in after
 
 
 def test_rules_explain_themselves(pages):

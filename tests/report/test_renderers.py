@@ -127,6 +127,17 @@ def test_markdown_numbers_are_the_reports(tmp_path):
         assert row[6] == number(report.cells.maximum[index])
 
 
+def test_every_text_tells_of_the_ranks(tmp_path):
+    report = REPORTS["several_ranks"](tmp_path)
+    losses = report.run.ranks[5].loss
+    row = ["5", "40", number(float(np.median(losses[:30])))]
+    for text in (render(report, Terminal(80)), renderer("markdown")(report)):
+        assert "Rank 5: its loss is the first nonfinite one, at step 30" in text
+        lines = [re.findall(r"[^\s|]+", line) for line in text.splitlines()]
+        assert [line[:3] for line in lines if line[:2] == row[:2]] == [row]
+    assert json.loads(renderer("json")(report))["ranks"][5]["first_nonfinite"] == 30
+
+
 def test_markdown_leaves_no_name_alive(tmp_path):
     text = renderer("markdown")(REPORTS["hostile"](tmp_path))
     assert "<script" not in text

@@ -245,3 +245,17 @@ def test_many_rows_are_gathered_in_several_pieces(directory, monkeypatch):
     again = load_run(directory)
     assert again.step.tolist() == expected.step.tolist() == list(range(5))
     np.testing.assert_array_equal(again.grad_norm, expected.grad_norm)
+
+
+def test_losses_of_other_ranks_are_read_up_to_their_last_whole_record(tmp_path):
+    run = make_run(tmp_path, [1.0] * 3, ranks={10: [4.0, None, float("nan")], 2: [1.0, 2.0, 3.0]})
+    folder = run.path / "ranks"
+    with (folder / "2.f64").open("ab") as file:
+        file.write(b"torn")
+    (folder / "notes.f64").write_bytes(b"x" * 16)
+    again = load_run(run.path)
+    assert list(again.ranks) == [2, 10]
+    assert again.ranks[2].loss.tolist() == [1, 2, 3]
+    assert again.ranks[10].step.tolist() == [0, 2]
+    assert np.isnan(again.ranks[10].loss[1])
+    assert load_run(make_run(tmp_path, [1.0]).path).ranks == {}
