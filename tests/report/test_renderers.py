@@ -9,6 +9,7 @@ import pytest
 
 from gradscope.errors import UsageError
 from gradscope.recommendation import recommend
+from gradscope.report.build import build_report
 from gradscope.report.renderers import RENDERERS, format_of, renderer
 from gradscope.report.renderers.console import render
 from gradscope.report.renderers.recommendation import render_recommendation
@@ -136,6 +137,14 @@ def test_every_text_tells_of_the_ranks(tmp_path):
         lines = [re.findall(r"[^\s|]+", line) for line in text.splitlines()]
         assert [line[:3] for line in lines if line[:2] == row[:2]] == [row]
     assert json.loads(renderer("json")(report))["ranks"][5]["first_nonfinite"] == 30
+
+
+def test_of_very_many_ranks_the_terminal_shows_the_first_and_the_accused(tmp_path):
+    ranks = {rank: [1.0] * 20 for rank in range(1, 64)} | {40: [1.0] * 19 + [float("inf")]}
+    text = render(build_report(make_run(tmp_path, [1.0] * 20, ranks=ranks, world_size=64)), Terminal(80))
+    table = text.split("\nRanks\n")[1].split("\n\n")[0]
+    assert [line.split()[0] for line in table.splitlines() if re.match(r" +\d+ ", line)] == [*"01234567", "40"]
+    assert "… and 55 more ranks, in the page" in table
 
 
 def test_markdown_leaves_no_name_alive(tmp_path):

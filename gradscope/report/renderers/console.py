@@ -14,7 +14,7 @@ from gradscope.diagnosis.model import Finding
 from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, without_subject
 from gradscope.report.model import Remedy, Report
 from gradscope.report.paste import paste_line
-from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
+from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
 from gradscope.report.terminal import PIPE, Terminal
 from gradscope.report.text import (
@@ -29,7 +29,7 @@ from gradscope.report.text import (
     visible,
 )
 
-SHOWN_LAYERS, MOST_LAYERS = 10, 30
+SHOWN_LAYERS, MOST_LAYERS, SHOWN_RANKS = 10, 30, 8
 WIDE = 120
 STYLES = {
     "exploding": "bold red",
@@ -259,14 +259,18 @@ def _lines(remedy: Remedy) -> list[str]:
 
 
 def _ranks(report: Report) -> Iterator[RenderableType]:
-    rows = rank_cells(report.run)
+    rows, found = rank_cells(report.run), apart(report.diagnosis)
     if rows:
         table = plain_table(*((title, "right") for title in RANK_COLUMNS))
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+        for place, row in enumerate(rows):
+            accused = found is not None and found.subject == f"rank {row[0]}"
+            if place < SHOWN_RANKS or accused:
+                table.add_row(*(Text(cell) for cell in row), style="bold" if accused else "")
         yield heading("Ranks")
         yield Padding(Text(ranks_said(report.run, report.diagnosis)), (0, 0, 0, 2))
         yield _indent(table)
+        if table.row_count < len(rows):
+            yield Text(f"  … and {plural(len(rows) - table.row_count, 'more rank')}, in the page")
 
 
 def _caveats(report: Report) -> Iterator[RenderableType]:

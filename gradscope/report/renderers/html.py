@@ -20,7 +20,7 @@ from gradscope.report.model import Report
 from gradscope.report.page import render_page, script_json
 from gradscope.report.paste import pastes
 from gradscope.report.plotting import COLORS
-from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
+from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.svg import inline_svg
 from gradscope.report.text import number, ordinal, share, steps_range, visible
@@ -36,7 +36,7 @@ COLUMNS = (
 
 def render(report: Report) -> str:
     """The page, byte for byte the same for the same report."""
-    run, heat = report.run, make_heatmap(report)
+    run, heat, rank = report.run, make_heatmap(report), apart(report.diagnosis)
     symbol, word = title(report)
     return render_page(
         "report.html.j2",
@@ -63,6 +63,7 @@ def render(report: Report) -> str:
         ranks=rank_cells(report.run),
         rank_columns=RANK_COLUMNS,
         ranks_said=ranks_said(report.run, report.diagnosis),
+        accused_rank=rank.subject if rank else None,
         colors=len(COLORS),
         layers=_layers(report),
         unranked=report.unranked,
