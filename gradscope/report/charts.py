@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,14 @@ from gradscope.report.plotting import (
     ORANGE,
     PURPLE,
     SKY,
+    WIDE,
+    Label,
+    labels_beside,
     log_axis,
+    narrow,
     new_figure,
     plain_number,
-    right_labels,
+    room,
     style,
 )
 from gradscope.report.pool import bins, columns_for, pool_max
@@ -48,9 +53,9 @@ class Chart:
     draw: Callable[[Report], Figure | None]
 
 
-def draw(chart: Chart, report: Report) -> Figure | None:
-    """The figure of one chart, in gradscope's style."""
-    with style():
+def draw(chart: Chart, report: Report, width: float = WIDE) -> Figure | None:
+    """The figure of one chart, in gradscope's style, `width` inches wide."""
+    with style(width):
         return chart.draw(report)
 
 
@@ -72,7 +77,7 @@ def global_norm(report: Report) -> Figure | None:
         axis.axhline(y, color=color, linewidth=1.1, linestyle=dash)
     _mark(axis, run, starts)
     axis.set_ylabel("global norm (L2)")
-    right_labels(axis, [(y, text, color) for y, text, color, _ in levels])
+    labels_beside(axis, levels)
     if has_loss:
         _loss_panel(axes[1], at, pool_max(np.where(np.isfinite(run.loss), run.loss, np.nan), starts))
     axes[-1].set_xlabel("optimizer step")
@@ -100,7 +105,7 @@ def _loss_panel(axis: Any, at: Any, loss: Any) -> None:
         axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
-def _levels(report: Report) -> list[tuple[float, str, str, Any]]:
+def _levels(report: Report) -> list[Label]:
     """(height, label, color, dash) of every line to draw across the norms."""
     rungs = {rung.percentile: rung.max_norm for rung in report.ladder}
     lines = [(rungs[p], f"p{p}  {number(rungs[p])}", INK, DASHES[2]) for p in (50, 95, 99) if rungs.get(p)]
@@ -175,7 +180,7 @@ def depth(report: Report) -> Figure | None:
         axis.legend(loc="best", ncols=2, fontsize=10)
     axes[-1].set_xlabel("layer, in forward order (0 runs first)" if len(place) > NAMED else "layer, in forward order")
     if len(place) <= NAMED:
-        axes[-1].set_xticks(place, [elide(visible(layer.name), 96 // len(place)) for layer in run.layers])
+        axes[-1].set_xticks(place, [elide(visible(layer.name), room(96) // len(place)) for layer in run.layers])
     return figure
 
 
@@ -192,7 +197,7 @@ def _mark_culprit(axis: Any, report: Report, *, named: bool) -> None:
         return
     axis.axvline(place, color=ORANGE, linewidth=1.2, linestyle=DASHES[1])
     if named:
-        name = elide(visible(report.run.layers[place].name), 40)
+        name = elide(visible(report.run.layers[place].name), room(60))
         side = "right" if place > len(report.run.layers) / 2 else "left"
         text = f" ▲ {name} "
         axis.text(
@@ -229,11 +234,12 @@ def boxes(report: Report) -> Figure | None:
         boxprops={"facecolor": SKY, "edgecolor": INK, "linewidth": 0.7, "alpha": 0.6},
     )  # fmt: skip
     del drawn
-    labels = [elide(visible(names[i]), 44) for i, _ in finite][::-1]
+    labels = [elide(visible(names[i]), room(44)) for i, _ in finite][::-1]
     axis.set_yticks(range(1, len(labels) + 1), labels, fontsize=9)
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=axis.dataLim.width > 1.5))
+    axis.xaxis.set_major_locator(MaxNLocator(room(8), integer=axis.dataLim.width > 1.5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain_number(10**x)))
-    axis.set_xlabel("gradient norm (L2), log scale: median, quartiles, whiskers to 1.5 × their distance")
+    about = "gradient norm (L2), log scale: median, quartiles, whiskers to 1.5 × their distance"
+    axis.set_xlabel(fill(about, room(120)), loc="right" if narrow() else "center")
     return figure
 
 

@@ -16,10 +16,11 @@ from gradscope.report.plotting import (
     DASHES,
     ORANGE,
     SKY,
+    WIDE,
+    labels_beside,
     log_axis,
     new_figure,
     plain_number,
-    right_labels,
     style,
 )
 from gradscope.report.pool import bins, columns_for, pool_max
@@ -82,10 +83,10 @@ def ranks(report: Report) -> Figure | None:
             )  # fmt: skip
             name += f", ✕ nonfinite from {losses.step[broken[0]]}"
         known = column[np.isfinite(column)]
-        labels.append((float(known[-1]) if len(known) else float(finite.max()), name, color))
+        labels.append((float(known[-1]) if len(known) else float(finite.max()), name, color, DASHES[i]))
     axis.set_ylabel("loss of the rank")
     axis.set_xlabel("optimizer step")
-    right_labels(axis, labels)
+    labels_beside(axis, labels)
     return figure
 
 
@@ -108,10 +109,10 @@ def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
         if last + 1 < len(loss) or not np.isfinite(child.global_norm[last]):
             axis.plot([last], [end], "x", color=color, markersize=8, markeredgewidth=2)
             name += ", ✕ nonfinite"
-        labels.append((end, name, color))
+        labels.append((end, name, color, dash))
     axis.set_ylabel("loss" if top == finite.max() else f"loss (cut at {number(top)})")
     axis.set_xlabel("step of the trial")
-    right_labels(axis, labels)
+    labels_beside(axis, labels)
     return figure
 
 
@@ -150,17 +151,17 @@ def time_profile(report: Report) -> Figure | None:
     log_axis(axis, np.concatenate([values for *_, values in curves]))
     for i, (_, times, values) in enumerate(curves):
         axis.plot(times, values, color=COLORS[i % len(COLORS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.6)
-    right_labels(
-        axis, [(v[-1], elide(visible(str(name)), 30), COLORS[i % len(COLORS)]) for i, (name, _, v) in enumerate(curves)]
-    )
+    ends = [(values[-1], elide(visible(str(name)), 30)) for name, _, values in curves]
+    looks = [(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]) for i in range(len(curves))]
+    labels_beside(axis, [(*end, *look) for end, look in zip(ends, looks, strict=True)])
     axis.set_xlabel("time step t of the sequence")
     axis.set_ylabel("gradient norm of the state")
     return figure
 
 
-def compared(a: Report, b: Report) -> Figure | None:
-    """The global norms of two runs on one axis, with the threshold of each."""
-    with style():
+def compared(a: Report, b: Report, width: float = WIDE) -> Figure | None:
+    """The global norms of two runs on one axis, with the threshold of each; `width` in inches."""
+    with style(width):
         return _compared(a, b)
 
 
@@ -177,12 +178,12 @@ def _compared(a: Report, b: Report) -> Figure | None:
         starts = bins(len(report.run.step), columns_for(len(report.run.step)))
         norm = pool_max(np.where(report.run.measured, report.run.global_norm, np.nan), starts)
         axis.plot(report.run.step[starts], norm, color=color, linestyle=dash, linewidth=1.5)
-        labels.append((float(norm[~np.isnan(norm)][-1]), letter, color))
+        labels.append((float(norm[~np.isnan(norm)][-1]), letter, color, dash))
         limit = report.recommendation.max_norm if report.recommendation else None
         if limit:
             axis.axhline(limit, color=color, linewidth=1, linestyle=DASHES[2])
-            labels.append((limit, f"max_norm {letter} {number(limit)}", color))
+            labels.append((limit, f"max_norm {letter} {number(limit)}", color, DASHES[2]))
     axis.set_ylabel("global norm (L2)")
     axis.set_xlabel("optimizer step")
-    right_labels(axis, labels)
+    labels_beside(axis, labels)
     return figure

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from gradscope.report.text import number
@@ -39,25 +40,38 @@ STYLE: Any = {
     "savefig.dpi": 200,
 }
 _DEFAULTS: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-WIDTH = 10.5
+WIDE, NARROW = 10.5, 4.9
+"""Inches: the width of a figure, and of one for a phone."""
+Label = tuple[float, str, str, Any]
+"""Height in data, text, colour and dash of a line's label."""
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """The look of every figure; a name's missing glyph is no reason to warn."""
-    with matplotlib.rc_context({**_DEFAULTS, **STYLE}), warnings.catch_warnings():
+def style(width: float = WIDE) -> Iterator[None]:
+    """The look of every figure, `width` inches wide; a name's missing glyph is no reason to warn."""
+    with matplotlib.rc_context({**_DEFAULTS, **STYLE, "figure.figsize": (width, width)}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", category=matplotlib.MatplotlibDeprecationWarning)
         yield
 
 
+def narrow() -> bool:
+    """Whether the figures of this moment are for a phone."""
+    return bool(matplotlib.rcParams["figure.figsize"][0] < WIDE)
+
+
+def room(characters: int) -> int:
+    """How many characters fit where so many fit in a wide figure."""
+    return round(characters * NARROW / WIDE) if narrow() else characters
+
+
 def new_figure(height: float, rows: Sequence[float] = (1,)) -> tuple[Figure, list[Any]]:
     """An empty figure with one axes a row, whose steps are whole numbers."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(NARROW if narrow() else WIDE, height), layout="constrained")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=list(rows))[:, 0]
     for axis in axes:
         axis.grid(True, axis="y")
-        axis.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_locator(MaxNLocator(room(10), integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     return figure, list(axes)
 
 
@@ -83,15 +97,28 @@ def log_axis(axis: Any, values: Any) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def right_labels(axis: Any, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write (y, text, color) right of the axes, pushed apart so that none covers another."""
-    shown = [(y, text, color) for y, text, color in labels if np.isfinite(y)]
-    places = [axis.transAxes.inverted().transform(axis.transData.transform((0, y)))[1] for y, _, _ in shown]
+def labels_beside(axis: Any, labels: Sequence[Label]) -> None:
+    """Write labels right of the axes, pushed apart so that none covers another; below a figure for a phone."""
+    shown = [label for label in labels if np.isfinite(label[0])]
+    if narrow():
+        _legend_below(axis.figure, sorted(shown, key=lambda label: -label[0]))
+        return
+    places = [axis.transAxes.inverted().transform(axis.transData.transform((0, y)))[1] for y, *_ in shown]
     gap, below = 15 / (72 * axis.figure.get_figheight() * 0.75), -1.0
     spread = []
-    for place, (_, text, color) in sorted(zip(places, shown, strict=True), key=lambda item: item[0]):
+    for place, (_, text, color, _dash) in sorted(zip(places, shown, strict=True), key=lambda item: item[0]):
         below = max(float(np.clip(place, 0, 1)), below + gap)
         spread.append((below, text, color))
     over = max(0.0, below - 1.02)
     for place, text, color in spread:
         axis.text(1.01, place - over, text, color=color, transform=axis.transAxes, va="center", fontsize=10)
+
+
+def _legend_below(figure: Figure, labels: Sequence[Label]) -> None:
+    """The labels with their lines, the highest first, in room of its own."""
+    if labels:
+        columns = 2 if len(labels) > 1 and max(len(text) for _, text, *_ in labels) <= room(46) else 1
+        figure.set_figheight(figure.get_figheight() + 0.1 + 0.23 * -(-len(labels) // columns))
+        lines = [Line2D([], [], color=color, linestyle=dash, linewidth=1.5) for *_, color, dash in labels]
+        texts = [text for _, text, *_ in labels]
+        figure.legend(lines, texts, loc="outside lower left", ncols=columns, fontsize=11, handlelength=2.6)

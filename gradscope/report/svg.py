@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from gradscope.report.plotting import GRID, INK, style
+from gradscope.report.plotting import GRID, INK, NARROW, WIDE, style
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 THEMED = {INK: "currentColor", GRID: "var(--grid)", "#0072b2": "var(--blue)", "#d55e00": "var(--orange)"}
@@ -16,8 +18,19 @@ THEMED |= {"#009e73": "var(--green)", "#aa4499": "var(--purple)", "#56b4e9": "va
 _STILL = ("font-family", "stroke-linecap", "stroke-linejoin")
 
 
-def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """`figure` as an `<svg>` element. `prefix` makes its ids its own; `label` is what a screen reader says."""
+def inline_both(draw: Callable[[float], Figure | None], name: str, label: str) -> Markup:
+    """A figure as two `<svg>` elements, of which a page shows the one that fits: wide, and for a phone. Empty without one.
+
+    `draw` is given the width in inches.
+    """
+    wide, small = draw(WIDE), draw(NARROW)
+    if wide is None or small is None:
+        return Markup("")
+    return Markup(inline_svg(wide, name, label, "wide") + inline_svg(small, f"{name}-narrow", label, "narrow"))
+
+
+def inline_svg(figure: Figure, prefix: str, label: str, kind: str) -> str:
+    """`figure` as an `<svg>` of class `kind`. `prefix` makes its ids its own; `label` is what a screen reader says."""
     file = io.BytesIO()
     with style():
         figure.patch.set_visible(False)
@@ -29,7 +42,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         ref for node in root.iter() for value in node.attrib.values() for ref in re.findall(r"#([\w.-]+)\)?$", value)
     }
     _clean(root, prefix, used)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "plot"}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": f"plot {kind}"}
     root.attrib |= {"data-box": _box(figure), "data-range": _range(figure)}
     text = ET.tostring(_plain(root), encoding="unicode")
     return re.sub(r"\s*\n\s*", " ", text)

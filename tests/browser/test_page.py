@@ -147,24 +147,47 @@ def test_the_slider_says_what_recommend_says(tmp_path, visit):
     assert slider.input_value() == "99"
 
 
-def test_the_slider_moves_a_line_in_the_picture(made, visit):
+@pytest.mark.parametrize("width", [1440, 375])
+def test_the_slider_moves_a_line_in_the_picture(width, made, visit):
     report, path = made("healthy")
-    page = visit(path)
-    slider = page.get_by_label("Percentile of the recorded norms")
+    page = visit(path, width=width)
+    plot, slider = page.locator("#norm-plot svg:visible"), page.get_by_label("Percentile of the recorded norms")
     slider.fill("50")
-    middle = float(page.locator(".chosen-line").get_attribute("y1"))
+    middle = float(plot.locator(".chosen-line").get_attribute("y1"))
     slider.fill("99")
-    high = float(page.locator(".chosen-line").get_attribute("y1"))
-    box = [float(v) for v in page.locator("#norm-plot svg").get_attribute("data-box").split()]
-    low, top = (float(v) for v in page.locator("#norm-plot svg").get_attribute("data-range").split())
+    high = float(plot.locator(".chosen-line").get_attribute("y1"))
+    box = [float(v) for v in plot.get_attribute("data-box").split()]
+    low, top = (float(v) for v in plot.get_attribute("data-range").split())
     expected = box[3] - np.log10(report.ladder[99].max_norm / low) / np.log10(top / low) * (box[3] - box[1])
     assert high < middle
     assert high == pytest.approx(expected, abs=0.5)
-    lines = page.evaluate("""[...document.querySelectorAll("#norm-plot svg path")].map((p) => p.getAttribute("d"))""")
+    lines = plot.evaluate("""(svg) => [...svg.querySelectorAll("path")].map((p) => p.getAttribute("d"))""")
     assert any(
         re.match(rf"M [\d.]+ {round(high)}\.?\d*", d) or re.match(rf"M [\d.]+ {high:.1f}".removesuffix(".0"), d)
         for d in lines
     )
+
+
+@pytest.mark.parametrize("name", ["verified", "exploding", "recurrent", "several_ranks"])
+def test_a_phone_shows_every_chart_whole_with_legible_labels(name, made, visit):
+    page = visit(made(name)[1], width=375)
+    shown = page.locator("svg.plot:visible")
+    assert shown.count() == page.locator("svg.plot").count() / 2
+    for i in range(shown.count()):
+        texts = shown.nth(i).evaluate("""(svg) => [...svg.querySelectorAll("text")].map((text) => {
+          const { left, right } = text.getBoundingClientRect(), scale = svg.clientWidth / svg.viewBox.baseVal.width;
+          return [text.textContent, left, right, scale * parseFloat(getComputedStyle(text).fontSize)];
+        })""")
+        for text, left, right, size in texts:
+            assert 0 <= left < right <= 375, text
+            assert size >= 7.5, text
+    wide, small = (
+        page.evaluate(f"""[...document.querySelectorAll("svg.{kind} text")].map((text) => text.textContent)""")
+        for kind in ("wide", "narrow")
+    )
+    labels = sorted(text for text in wide if text.startswith(("max_norm", "p95", "rehearsal", "rank ", "rnn.")))
+    assert labels
+    assert labels == sorted(text for text in small if text in labels)
 
 
 def test_the_table_says_what_the_report_says(made, visit):
@@ -286,7 +309,7 @@ def test_ranks_are_drawn_and_tabled_with_the_odd_one_named(made, visit):
     report, path = made("several_ranks")
     page = visit(path, script=False)
     assert page.get_by_text("None: it began on rank 5").is_visible()
-    assert page.locator("section", has=page.locator("#ranks")).locator("svg.plot").is_visible()
+    assert page.locator("section", has=page.locator("#ranks")).locator("svg.plot:visible").is_visible()
     rows = [row.split("\t") for row in page.locator("#ranks tbody").inner_text().splitlines()]
     loss = [report.run.loss, *(one.loss for one in report.run.ranks.values())]
     assert [row[2] for row in rows] == [number(float(np.median(own[np.isfinite(own)]))) for own in loss]
@@ -301,7 +324,7 @@ def test_the_comparison_is_a_page_like_the_other(made, visit, tmp_path):
         assert page.evaluate(OVERFLOW) <= 0
         assert axe(page) == []
         assert page.evaluate("window.pwned") is None
-        assert page.locator("svg.plot").is_visible()
+        assert page.locator("svg.plot:visible").is_visible()
 
 
 def test_a_notebook_cell_holds_the_page_apart(made, visit, tmp_path):

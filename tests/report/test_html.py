@@ -122,7 +122,7 @@ def test_modules_to_zoom_to():
 
 def test_ids_of_a_figure_carry_its_name(tmp_path):
     report = REPORTS["verified"](tmp_path)
-    text = svg.inline_svg(draw(CHARTS[1], report), "mine", 'a "label"')
+    text = svg.inline_svg(draw(CHARTS[1], report), "mine", 'a "label"', "wide")
     assert set(re.findall(r' id="(\w+)-', text)) == {"mine"}
     assert {ref.split("-")[0] for ref in re.findall(r"url\(#([^)]*)\)", text)} == {"mine"}
     assert "style=" not in text

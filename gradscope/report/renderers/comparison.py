@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -69,16 +69,14 @@ def render_html(comparison: Comparison) -> str:
     """One self-contained page, byte for byte the same for the same two reports."""
     from gradscope.report.curves import compared
     from gradscope.report.page import render_page
-    from gradscope.report.svg import inline_svg
+    from gradscope.report.svg import inline_both
 
-    figure = compared(comparison.a, comparison.b)
+    draw = partial(compared, comparison.a, comparison.b)
     return render_page(
         "compare.html.j2",
         sides=[_side("A", comparison.a), _side("B", comparison.b)],
         facts=comparison.facts,
-        figures={"compared": Markup(inline_svg(figure, "compared", "Global norms of A and B"))}
-        if figure
-        else {"compared": ""},
+        figures={"compared": inline_both(draw, "compared", "Global norms of A and B")},
         layers=[vars(change) | {"factor": change.factor, "levels": _levels(change)} for change in comparison.layers],
         unchanged=comparison.unchanged,
     )

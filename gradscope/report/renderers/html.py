@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -22,7 +23,7 @@ from gradscope.report.paste import pastes
 from gradscope.report.plotting import COLORS
 from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
-from gradscope.report.svg import inline_svg
+from gradscope.report.svg import inline_both
 from gradscope.report.text import number, ordinal, share, steps_range, visible
 
 RANKS = {"high": 2, "medium": 1, "low": 0, None: -1}
@@ -75,11 +76,10 @@ def render(report: Report) -> str:
 
 def figures(report: Report) -> dict[str, Markup]:
     """Every chart but the heatmap as inline SVG by name; an empty one has nothing to draw."""
-    drawn = {}
-    for chart in charts.CHARTS[1:]:
-        figure = charts.draw(chart, report)
-        drawn[chart.name] = Markup(inline_svg(figure, chart.name, chart.title)) if figure else Markup("")
-    return drawn
+    return {
+        chart.name: inline_both(partial(charts.draw, chart, report), chart.name, chart.title)
+        for chart in charts.CHARTS[1:]
+    }
 
 
 def modules(names: list[str]) -> list[str]:

@@ -31,15 +31,17 @@
   function slider() {
     if (!$("percentile")) return;
     const { name, rungs } = json("ladder-data"), input = $("percentile"), out = $("slider-read");
-    const plot = $("norm-plot")?.querySelector("svg"), line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    line.classList.add("chosen-line");
-    const move = (value) => {
-      if (!plot || !(value > 0)) return;
-      const [left, top, right, bottom] = plot.dataset.box.split(" "), [low, high] = plot.dataset.range.split(" ").map(Math.log10);
+    const lines = [...document.querySelectorAll("#norm-plot svg")].map((plot) => {
+      const line = plot.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "line"));
+      line.classList.add("chosen-line");
+      return [plot.dataset, line];
+    });
+    const move = (value) => lines.forEach(([{ box, range }, line]) => {
+      if (!(value > 0)) return;
+      const [left, top, right, bottom] = box.split(" "), [low, high] = range.split(" ").map(Math.log10);
       const y = bottom - (Math.log10(value) - low) / (high - low) * (bottom - top);
       Object.entries({ x1: left, x2: right, y1: y, y2: y }).forEach(([k, v]) => line.setAttribute(k, v));
-      plot.append(line);
-    };
+    });
     const show = () => {
       const r = rungs[input.value];
       out.replaceChildren(make("strong", `${r.percentile} percentile: ${name} = ${r.max_norm}`),
