@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from gradscope.diagnosis.ranks import rank_losses
 from gradscope.report.model import Report
 from gradscope.report.plotting import (
     BLUE,
@@ -57,7 +56,7 @@ def remedies(report: Report) -> Figure | None:
 
 def ranks(report: Report) -> Figure | None:
     """The loss that each rank computed from its own batches; of very many only the first, the accused and a band."""
-    losses = rank_losses(report.run)
+    losses = report.rank_losses
     if losses is None or not np.isfinite(losses.loss).any():
         return None
     starts = bins(len(losses.step), columns_for(len(losses.step)))

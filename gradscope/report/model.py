@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from gradscope.diagnosis.model import Diagnosis, LayerRisk
+from gradscope.diagnosis.ranks import RankLosses, rank_losses
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.cells import Cells, make_cells
-from gradscope.report.ranks import rank_rows
+from gradscope.report.ranks import RankRow, rank_rows
 from gradscope.runs.run import Run
 from gradscope.runs.schema import to_json
 
@@ -48,6 +49,16 @@ class Report:
     def cells(self) -> Cells:
         """The run's gradient norms, layer by step, pooled to be looked at."""
         return make_cells(self.run)
+
+    @cached_property
+    def rank_losses(self) -> RankLosses | None:
+        """The loss of every rank at every step, where several were recorded."""
+        return rank_losses(self.run)
+
+    @cached_property
+    def ranks(self) -> list[RankRow]:
+        """A row for each of these ranks."""
+        return rank_rows(self.rank_losses)
 
     def risk(self, layer: str) -> LayerRisk | None:
         """One layer's place in the ranking; None for a layer that was not ranked."""
@@ -94,7 +105,7 @@ class Report:
             "findings": [to_json(finding) for finding in self.diagnosis.findings],
             "unable": [to_json(unable) for unable in self.diagnosis.unable],
             "recommendation": recommendation,
-            "ranks": [to_json(row) for row in rank_rows(self.run)],
+            "ranks": [to_json(row) for row in self.ranks],
             "remedies": [to_json(remedy) for remedy in self.remedies],
             "caveats": list(self.caveats),
         }

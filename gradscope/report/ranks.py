@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import Diagnosis, Finding
-from gradscope.diagnosis.ranks import rank_losses
+from gradscope.diagnosis.ranks import RankLosses
 from gradscope.diagnosis.series import level
 from gradscope.report.text import number, plural, visible
-from gradscope.runs.run import Run
 
 RANK_COLUMNS = ("Rank", "Steps", "Median loss", "Worst finite loss", "At step", "Nonfinite steps", "First nonfinite")
 APART = "GS205"
@@ -30,9 +29,8 @@ class RankRow:
     first_nonfinite: int | None
 
 
-def rank_rows(run: Run) -> list[RankRow]:
+def rank_rows(losses: RankLosses | None) -> list[RankRow]:
     """Every rank whose losses were recorded, in order; none where those of one at most were."""
-    losses = rank_losses(run)
     if losses is None:
         return []
     rows = []
@@ -54,12 +52,12 @@ def rank_rows(run: Run) -> list[RankRow]:
     return rows
 
 
-def rank_cells(run: Run) -> list[tuple[str, ...]]:
+def rank_cells(rows: list[RankRow]) -> list[tuple[str, ...]]:
     """The rows as text, a cell for each of RANK_COLUMNS."""
     return [
         (str(row.rank), str(row.steps), number(row.median), number(row.worst), _step(row.worst_step),
          str(row.nonfinite_steps), _step(row.first_nonfinite))
-        for row in rank_rows(run)
+        for row in rows
     ]  # fmt: skip
 
 
@@ -72,10 +70,10 @@ def apart(diagnosis: Diagnosis) -> Finding | None:
     return next((finding for finding in diagnosis.findings if finding.code == APART), None)
 
 
-def ranks_said(run: Run, diagnosis: Diagnosis) -> str:
+def ranks_said(rows: list[RankRow], diagnosis: Diagnosis) -> str:
     """Which rank stands out, or that none does."""
     found = apart(diagnosis)
     if found:
         return visible(found.message[:1].upper() + found.message[1:])
-    steps = max((row.steps for row in rank_rows(run)), default=0)
+    steps = max((row.steps for row in rows), default=0)
     return f"No rank stands out: their losses stay beside each other over {plural(steps, 'step')}."

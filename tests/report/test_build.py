@@ -10,7 +10,6 @@ from gradscope.report.answers import answers, interval, without_subject
 from gradscope.report.build import build_report
 from gradscope.report.facts import environment, measured
 from gradscope.report.paste import paste_line, pastes
-from gradscope.report.ranks import rank_rows
 from gradscope.report.remedies import remedies
 from gradscope.report.renderers import renderer
 from gradscope.report.rows import layer_rows, trial_rows
@@ -187,12 +186,12 @@ def test_the_rank_that_broke_first_answers_and_no_layer_is_blamed(tmp_path):
 def test_a_rank_has_a_row_of_its_own_losses(tmp_path):
     nan = float("nan")
     run = make_run(tmp_path, [1.0] * 4, loss=[1.0, 3.0, 2.0, 9.0], ranks={1: [-8.0, None, nan, 4.0], 3: [nan] * 4})
-    first, other, broken = rank_rows(run)
+    first, other, broken = build_report(run).ranks
     assert (first.rank, first.steps, first.median, first.worst, first.worst_step) == (0, 4, 2.5, 9.0, 3)
     assert (other.rank, other.steps, other.worst, other.worst_step) == (1, 3, -8.0, 0)
     assert (other.nonfinite_steps, other.first_nonfinite) == (1, 2)
     assert (broken.median, broken.worst, broken.worst_step, broken.first_nonfinite) == (None, None, None, 0)
-    assert rank_rows(make_run(tmp_path, [1.0] * 4)) == []
+    assert build_report(make_run(tmp_path, [1.0] * 4)).ranks == []
 
 
 def test_where_no_rank_stands_out_that_is_said(tmp_path):

@@ -259,7 +259,7 @@ def _lines(remedy: Remedy) -> list[str]:
 
 
 def _ranks(report: Report) -> Iterator[RenderableType]:
-    rows, found = rank_cells(report.run), apart(report.diagnosis)
+    rows, found = rank_cells(report.ranks), apart(report.diagnosis)
     if rows:
         table = plain_table(*((title, "right") for title in RANK_COLUMNS))
         for place, row in enumerate(rows):
@@ -267,7 +267,7 @@ def _ranks(report: Report) -> Iterator[RenderableType]:
             if place < SHOWN_RANKS or accused:
                 table.add_row(*(Text(cell) for cell in row), style="bold" if accused else "")
         yield heading("Ranks")
-        yield Padding(Text(ranks_said(report.run, report.diagnosis)), (0, 0, 0, 2))
+        yield Padding(Text(ranks_said(report.ranks, report.diagnosis)), (0, 0, 0, 2))
         yield _indent(table)
         if table.row_count < len(rows):
             yield Text(f"  … and {plural(len(rows) - table.row_count, 'more rank')}, in the page")

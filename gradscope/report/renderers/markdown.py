@@ -121,8 +121,8 @@ def _remedies(report: Report) -> list[str]:
 
 
 def _ranks(report: Report) -> list[str]:
-    rows = rank_cells(report.run)
-    return ["## Ranks", escape(ranks_said(report.run, report.diagnosis)), table(RANK_COLUMNS, rows)] if rows else []
+    rows = rank_cells(report.ranks)
+    return ["## Ranks", escape(ranks_said(report.ranks, report.diagnosis)), table(RANK_COLUMNS, rows)] if rows else []
 
 
 def _origin(report: Report) -> str:
