@@ -13,6 +13,7 @@ import typer
 
 from gradscope import __version__
 from gradscope.cli.config import load_config, per_command
+from gradscope.cli.options import tell
 from gradscope.errors import GradscopeError
 
 COMMANDS = (
@@ -70,7 +71,7 @@ def _own_frames(cause: BaseException | None) -> str:
 def _kept(error: GradscopeError) -> str:
     """Where the partial run is and how to read it, if one was kept."""
     path = getattr(error, "run_path", None)
-    return f"recorded {path}\nnext: gradscope show {Path(path).name}\n" if path else ""
+    return f"\nrecorded {path}\nnext: gradscope show {Path(path).name}" if path else ""
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def main() -> None:
         app = _app(asked if asked and asked[0] in COMMANDS else COMMANDS)
         app(prog_name="gradscope", default_map=per_command(load_config()))
     except GradscopeError as error:
-        sys.stderr.write(f"{_own_frames(error.__cause__)}gradscope: {error}\n{_kept(error)}")
+        tell(f"{_own_frames(error.__cause__)}gradscope: {error}{_kept(error)}")
         sys.exit(error.exit_code)
     except Exception:
         traceback.print_exc()

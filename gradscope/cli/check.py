@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.options import TargetArgument
+from gradscope.cli.options import TargetArgument, emit, tell
 from gradscope.cli.training import (
     AccumulateOption,
     BatchSizeOption,
@@ -53,8 +53,8 @@ def check_command(
             device=device,
         ),
     )
-    typer.echo(pieces_table(workload.pieces))
+    emit(pieces_table(workload.pieces), None)
     if verbose:
         parameters, _ = describe(workload.model, workload.optimizers)[:2]
-        typer.echo("\n".join(f"  {p.name}  {tuple(p.shape)}  {p.dtype}" for p in parameters))
-    typer.echo(f"next: gradscope analyze {target}", err=True)
+        emit("\n".join(f"  {p.name}  {tuple(p.shape)}  {p.dtype}" for p in parameters), None)
+    tell(f"next: gradscope analyze {target}")

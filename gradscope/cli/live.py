@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from gradscope.cli.options import tell
+from gradscope.cli.options import showable, tell
 from gradscope.cli.training import pieces_table
+from gradscope.report.terminal import terminal_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gradscope.workload.model import Workload
 
 PLAIN_SECONDS = 10.0
-BARS = "▁▂▃▄▅▆▇█"
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 class Live:
@@ -61,7 +62,7 @@ class Live:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self._display is not None:
-            self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._display.console.print(showable(text, sys.stderr), markup=False, highlight=False, soft_wrap=True)
         else:
             tell(text)
 
@@ -99,18 +100,21 @@ class Live:
         from rich.console import Group
         from rich.text import Text
 
-        lines = [Text(f"norm {self._norms[-1]:<10.3g} {sparkline(list(self._norms))}")] if self._norms else []
+        lines = (
+            [Text(f"norm {self._norms[-1]:<10.3g} {sparkline(list(self._norms), sys.stderr)}")] if self._norms else []
+        )
         lines += [Text(f"  {norm:<10.3g} {name}", overflow="ellipsis", no_wrap=True) for name, norm in self._leading]
         return Group(self._progress, *lines)
 
 
-def sparkline(values: list[float]) -> str:
-    """Positive numbers as bars in log10; `!` where one is not finite."""
+def sparkline(values: list[float], stream: IO[str]) -> str:
+    """Positive numbers as bars in log10, as `stream` can show them; `!` where one is not finite."""
+    bars = BARS if terminal_of(stream).unicode else PLAIN_BARS
     logs = [math.log10(v) if 0 < v < math.inf else None for v in values]
     seen = [v for v in logs if v is not None]
     low, span = min(seen, default=0.0), max(seen, default=0.0) - min(seen, default=0.0)
-    scale = (len(BARS) - 1) / span if span > 1e-9 else 0.0
-    return "".join("!" if v is None else BARS[round((v - low) * scale)] for v in logs)
+    scale = (len(bars) - 1) / span if span > 1e-9 else 0.0
+    return "".join("!" if v is None else bars[round((v - low) * scale)] for v in logs)
 
 
 def _is_terminal() -> bool:

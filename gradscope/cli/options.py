@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -51,7 +51,8 @@ def emit(text: str, output: Path | None) -> None:
         UsageError: the file cannot be written.
     """
     if output is None:
-        sys.stdout.write(showable(text if text.endswith("\n") else text + "\n"))
+        sys.stdout.write(showable(text if text.endswith("\n") else text + "\n", sys.stdout))
+        sys.stdout.flush()
         return
     try:
         output.write_text(text, encoding="utf-8")
@@ -60,10 +61,10 @@ def emit(text: str, output: Path | None) -> None:
     tell(f"wrote {output}")
 
 
-def showable(text: str) -> str:
-    """A text as stdout can write it: where its encoding lacks a sign, in plain ones."""
+def showable(text: str, stream: IO[str]) -> str:
+    """A text as `stream` can write it: where its encoding lacks a sign, in plain ones."""
     try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         from gradscope.report.renderers.console import ascii_only
 
@@ -73,7 +74,7 @@ def showable(text: str) -> str:
 
 def tell(text: str) -> None:
     """A line of progress or advice, on stderr: stdout is the answer alone."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(showable(text, sys.stderr) + "\n")
 
 
 def load(reference: str | None, *, trains: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,8 +68,9 @@ def _show(recorded: Recorded) -> None:
 
 
 def _report(run: Path) -> str:
-    from gradscope.cli.show import rendered
     from gradscope.report.build import build_report
+    from gradscope.report.renderers import console
+    from gradscope.report.terminal import terminal_of
     from gradscope.runs.reader import load_run
 
-    return rendered(build_report(load_run(run)), "table", None)
+    return console.render(build_report(load_run(run)), terminal_of(sys.stderr))

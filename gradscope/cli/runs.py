@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradscope.cli.options import emit, tell
 from gradscope.errors import RunFormatError, UsageError
 
 
@@ -25,9 +26,9 @@ def runs_command(
     elif output_format != "table":
         raise UsageError(f"--format {output_format!r}: write table, json or jsonl")
     elif rows:
-        typer.echo("\n".join(f"{row['id']}  {row['ended']:<24}  {row['source']}" for row in rows))
+        emit("\n".join(f"{row['id']}  {row['ended']:<24}  {row['source']}" for row in rows), None)
     else:
-        typer.echo(f"no runs in {home()}; record one with: gradscope analyze model.py", err=True)
+        tell(f"no runs in {home()}; record one with: gradscope analyze model.py")
 
 
 def _row(path: Path) -> dict[str, Any]:

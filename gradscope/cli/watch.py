@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradscope.cli.live import sparkline
-from gradscope.cli.options import RunArgument, tell
+from gradscope.cli.options import RunArgument, emit, tell
 from gradscope.runs.catalogue import find_run, is_gone
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class Watcher:
         over = ending.how != "recording" or gone
         if rows is not None:
             self._norms.extend(rows.global_norm.tolist())
-            print(line(rows, self._layers(rows), self._norms), flush=True)
+            emit(line(rows, self._layers(rows), self._norms), None)
         if rows is not None or over:
             self._judge(over)
         if over:
             how = f"{ending.how} at step {ending.step}" if ending.how != "recording" else "its process is gone"
-            print(f"the run is over: {how}{f' ({ending.message})' if ending.message else ''}", flush=True)
+            emit(f"the run is over: {how}{f' ({ending.message})' if ending.message else ''}", None)
         return over
 
     def _layers(self, rows: Rows) -> list[tuple[str, float]]:
@@ -82,7 +82,7 @@ class Watcher:
         for finding in findings(self._follower.directory):
             if (finding.code, finding.subject) not in self._told:
                 self._told.add((finding.code, finding.subject))
-                print(f"{finding.severity}: {finding.code} {finding.message}", flush=True)
+                emit(f"{finding.severity}: {finding.code} {finding.message}", None)
         spent = time.monotonic() - begun
         self._judge_at = time.monotonic() + spent * (1 / SHARE - 1)
 
@@ -98,5 +98,5 @@ def findings(run: Path) -> tuple[Finding, ...]:
 def line(rows: Rows, layers: list[tuple[str, float]], norms: Any) -> str:
     """One line about the newest step."""
     leading = ", ".join(f"{name or '(the model)'} {norm:.3g}" for name, norm in layers)
-    spark = f"  {sparkline(list(norms))}" if sys.stdout.isatty() else ""
+    spark = f"  {sparkline(list(norms), sys.stdout)}" if sys.stdout.isatty() else ""
     return f"step {rows.step[-1]}  loss {rows.loss[-1]:.4g}  norm {rows.global_norm[-1]:.4g}{spark}  leading: {leading}"

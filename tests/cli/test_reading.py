@@ -189,17 +189,31 @@ def test_report_sets_two_runs_side_by_side_in_the_order_asked(
     assert "RUN or --compare A B, not both" in refused.err
 
 
-@pytest.mark.parametrize("command", [("recommend", "--per-layer"), ("show",), ("explain", "GS302")])
-@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
-def test_a_terminal_without_unicode_is_answered_in_plain_signs(recorded: Run, command: Any, encoding: str) -> None:
+ANSWERS = [
+    ("recommend", "--per-layer", "RUN"),
+    ("show", "RUN"),
+    ("show", "RUN", "--format", "markdown"),
+    ("compare", "RUN", "RUN"),
+    ("watch", "RUN"),
+    ("runs",),
+    ("explain", "GS302"),
+    ("explain", "GS205"),
+]
+
+
+@pytest.mark.parametrize("command", ANSWERS, ids=" ".join)
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252", "cp932"])
+def test_a_terminal_without_unicode_is_answered_in_plain_signs(here: Path, command: Any, encoding: str) -> None:
+    run = make_run(here / ".gradscope" / "runs", [*NORMS, float("inf")], source="größe.py")
     done = subprocess.run(
-        [sys.executable, "-m", "gradscope", *command, *([] if command[0] == "explain" else [str(recorded.path)])],
+        [sys.executable, "-m", "gradscope", *(part.replace("RUN", run.id) for part in command)],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"},
         check=True,
     )
     assert done.stdout.decode(encoding)
-    assert b"\\u" not in done.stdout
+    assert b"\\u" not in done.stdout + done.stderr
+    assert b"\\x" not in (done.stdout + done.stderr).replace(b"gr\\xf6\\xdfe", b"")
 
 
 def test_the_next_command_names_a_run_elsewhere_by_its_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
