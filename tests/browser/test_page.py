@@ -292,6 +292,15 @@ def test_print_shows_the_picture_and_every_row(made, visit):
     assert len(page.pdf()) > 10_000
 
 
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_printed_page_fits_its_paper(name, made, visit):
+    """A4 with a centimetre of margin is 718 pixels wide."""
+    page = visit(made(name)[1], width=718)
+    page.emulate_media(media="print")
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.locator("svg.plot.narrow:visible").count() == 0
+
+
 def test_without_javascript_everything_is_there(made, visit):
     page = visit(made("verified")[1], script=False)
     assert page.locator("#heat-picture").is_visible()
