@@ -12,6 +12,8 @@ from gradscope.diagnosis.window import nonfinite_losses
 from gradscope.runs.run import Floats, Run
 
 NAMED = 3
+LEAST = 10
+"""Steps from which on it can be told whether a finite loss lies apart."""
 
 
 @dataclass(frozen=True)

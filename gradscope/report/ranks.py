@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import Diagnosis, Finding
-from gradscope.diagnosis.ranks import RankLosses
+from gradscope.diagnosis.ranks import LEAST, RankLosses
 from gradscope.diagnosis.series import level
 from gradscope.report.text import number, plural, visible
 
@@ -76,4 +76,8 @@ def ranks_said(rows: list[RankRow], diagnosis: Diagnosis) -> str:
     if found:
         return visible(found.message[:1].upper() + found.message[1:])
     steps = max((row.steps for row in rows), default=0)
+    if any(row.nonfinite_steps for row in rows):
+        return "No rank stands out: the losses of all become nonfinite at the same step."
+    if steps < LEAST:
+        return f"No rank's loss is nonfinite; {plural(steps, 'step')} are too few to tell whether one lies apart."
     return f"No rank stands out: their losses stay beside each other over {plural(steps, 'step')}."

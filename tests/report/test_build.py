@@ -194,10 +194,18 @@ def test_a_rank_has_a_row_of_its_own_losses(tmp_path):
     assert build_report(make_run(tmp_path, [1.0] * 4)).ranks == []
 
 
-def test_where_no_rank_stands_out_that_is_said(tmp_path):
-    even = [2.0, 1.0] * 15
-    report = build_report(make_run(tmp_path, [1.0] * 30, loss=even, ranks={1: even}, world_size=2))
-    assert "No rank stands out: their losses stay beside each other over 30 steps." in renderer("html")(report)
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([2.0, 1.0] * 15, "No rank stands out: their losses stay beside each other over 30 steps."),
+        ([2.0] * 20 + [float("nan")], "No rank stands out: the losses of all become nonfinite at the same step."),
+        ([2.0] * 5, "is nonfinite; 5 steps are too few to tell whether one lies apart."),
+    ],
+)
+def test_where_no_rank_stands_out_that_is_said(losses, said, tmp_path):
+    norms = [1.0] * len(losses)
+    report = build_report(make_run(tmp_path, norms, loss=losses, ranks={1: losses}, world_size=2))
+    assert said in renderer("html")(report)
 
 
 def test_a_message_does_not_repeat_its_layer():

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule, Severity
-from gradscope.diagnosis.ranks import Apart, RankLosses, beside_others, named, rank_losses, spread, went_first
+from gradscope.diagnosis.ranks import LEAST, Apart, RankLosses, beside_others, named, rank_losses, spread, went_first
 from gradscope.diagnosis.series import Indexes, count, finding, median, number, percent
 from gradscope.runs.run import Floats, Run
 
@@ -43,7 +43,7 @@ class Settings:
 
     factor: float = 10.0
     z: float = 6.0
-    least: int = 10
+    least: int = LEAST
     above: float = 1.5
     share: float = 0.9
     enough: int = 20
