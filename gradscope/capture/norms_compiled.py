@@ -49,8 +49,8 @@ def host_norms(tensors: Sequence[torch.Tensor]) -> HostNorms:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the gradients lie: `direct` ones are float32 without gaps, read where they are; `copied` ones are made so first; the
-    `odd` ones are read by `exact`, and `absent` there is none.
+    """How the gradients lie: `direct` ones are float32 without gaps, read where they are; `copied` ones are made so first;
+    the `odd` ones are read by `exact`, and `absent` there is none.
     """
 
     direct: list[int]
@@ -84,8 +84,9 @@ class CompiledNorms(HostNorms):
         if factor != 1.0:
             torch.autograd.graph.increment_version([grads[place] for place in layout.direct])
         if layout.direct and math.isfinite(sum_square) and not (layout.copied or layout.odd):
-            return Norms(*results, layout.present, layout.nonfinite, sum_square)
-        return self._finished(grads, layout, Norms(*results, layout.present, layout.nonfinite.copy()), factor)
+            return Norms(results[0], results[1], layout.present, layout.nonfinite, sum_square)
+        norms = Norms(results[0], results[1], layout.present, layout.nonfinite.copy())
+        return self._finished(grads, layout, norms, factor)
 
     def _finished(self, grads: list[Any], layout: _Layout, norms: Norms, factor: float) -> Norms:
         """With the gradients that are not read in place, and the nonfinite values counted."""
