@@ -4,7 +4,7 @@ CPU time on one thread. Bare and recorded training steps take turns in one proce
 taking it away again. Of both, what follows a real backward pass is timed: clipping and the optimizer's step, with what
 recording does between and inside of them, and what it does around the backward pass; a difference of two whole steps would
 drown in the noise of the machine. "no clip" is what recording adds in percent of the bare step; "clips" is a script that
-calls `clip_grad_norm_`, what recording adds in units of one such call, made in the same place. Medians, with quartiles. The rows
+calls `clip_grad_norm_`, what recording adds in units of one such call, made in the same place. Medians, with quartiles. Rows
 are written to the file by another thread: about .15 ms four times a second, not in the table.
 """
 
