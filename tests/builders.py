@@ -43,6 +43,7 @@ def make_run(
     loss: Sequence[float] | None = None,
     probes: Sequence[tuple[Any, ...]] = (),
     trials: Mapping[str, tuple[Any, ...]] | None = None,
+    trial_probes: Sequence[tuple[Any, ...]] = (),
     ending: Ending | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     ranks: Mapping[int, Sequence[float | None]] | None = None,
@@ -52,8 +53,8 @@ def make_run(
 
     `norms` are the global norms, spread evenly over the layers unless `grad_norm` (T × P) is given. `trials` maps a name
     to (trial, losses, global norms), and an ending where it is not a plain one. `columns` sets further columns of the rows
-    (`skipped`, `max_norm`, `lr`, …), `probes` are the arguments of `RunWriter.probe`, in order.
-    `ranks` are the losses of ranks beside 0, from step 0 on; None where one wrote nothing.
+    (`skipped`, `max_norm`, `lr`, …), `probes` are the arguments of `RunWriter.probe`, in order; `trial_probes` those of
+    every trial. `ranks` are the losses of ranks beside 0, from step 0 on; None where one wrote nothing.
     """
     head = make_header(**header)
     count = len(head.parameters)
@@ -71,6 +72,8 @@ def make_run(
     for trial, losses, trial_norms, *end in (trials or {}).values():
         child = writer.trial(trial)
         _rows(child, np.asarray(trial_norms, float), losses, np.ones((len(losses), count)), {})
+        for probe in trial_probes:
+            child.probe(*probe)
         child.close(*end)
     writer.close(ending)
     for rank, losses in (ranks or {}).items():

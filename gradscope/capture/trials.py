@@ -16,6 +16,7 @@ import torch
 
 from gradscope.capture.describe import layer_modules
 from gradscope.capture.loop import StepSeen, step_once
+from gradscope.capture.pairing import measure_pairing
 from gradscope.capture.rates import Group, PlannedRates
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import Snapshot
@@ -124,6 +125,8 @@ class _Play:
                 on_step(StepSeen(position, index, loss, self.child.global_norm, self.child.last))
             if not self.child.last_skipped and not math.isfinite(loss + self.child.global_norm):
                 return Ending("nonfinite", position)
+        if self.trial.kind == "rehearsal" and self.trial.lr_factor == 1.0:
+            measure_pairing(self.workload, batches, self.child)
         return Ending("finished", len(batches))
 
     def _step(self, index: int, batch: int) -> float:

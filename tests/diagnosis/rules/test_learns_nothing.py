@@ -3,7 +3,7 @@ import pytest
 
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules.learns_nothing import check
-from gradscope.runs.schema import Trial
+from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 NOISE = np.random.default_rng(1).normal(0, 0.01, 400)
@@ -63,3 +63,56 @@ def test_an_explosion_is_not_called_learning_nothing(tmp_path):
 def test_too_few_steps(tmp_path):
     with pytest.raises(CannotRunError, match="1 loss value, rehearsals included"):
         list(check(run_with(tmp_path, [1.0])))
+
+
+ENDS_AT_CHANCE = np.concatenate([np.linspace(4.0, 2.3, 30), 2.3 + NOISE[:320]])
+
+
+def ending(tmp_path, own, others, rehearsed=ENDS_AT_CHANCE, steps=400):
+    """What is found where a loss begins above chance and these are measured at the end of its rehearsal."""
+    pairs = [(i, "target_loss", ["own", "others"], pair) for i, pair in enumerate(zip(own, others, strict=True))]
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 50 + len(rehearsed))))
+    trials = {"x1": (trial, rehearsed, rehearsed)}
+    loss, plan = 4.0 + NOISE[:50], Plan(total_steps=steps)
+    return list(check(make_run(tmp_path, np.ones(50), loss=loss, trials=trials, trial_probes=pairs, plan=plan)))
+
+
+def test_fires_where_a_loss_ends_at_chance_wherever_it_began(tmp_path):
+    (finding,) = ending(tmp_path, 2.3 + NOISE[:10], 2.3 + NOISE[10:20])
+    assert (finding.code, finding.severity) == ("GS204", "warning")
+    assert "ends at chance" in finding.message
+    assert "50 recorded steps and 350 rehearsed ones" in finding.message
+    assert abs(finding.value) < 0.01
+
+
+def test_a_few_compressed_steps_are_only_told(tmp_path):
+    assert ending(tmp_path, 2.3 + NOISE[:10], 2.3 + NOISE[10:20], steps=20_000)[0].severity == "info"
+
+
+@pytest.mark.parametrize(("lead", "fires"), [(0.0, 1), (0.004, 1), (0.006, 0), (0.2, 0), (-0.1, 1)])
+def test_own_targets_that_do_better_by_half_a_per_cent_were_learned(tmp_path, lead, fires):
+    assert len(ending(tmp_path, np.full(10, 2.3 * (1 - lead)), np.full(10, 2.3))) == fires
+
+
+def test_batches_too_noisy_to_tell_accuse_nobody(tmp_path):
+    assert not ending(tmp_path, 2.3 + 40 * NOISE[:10], 2.3 + 40 * NOISE[10:20])
+
+
+def test_a_loss_that_still_falls_is_not_at_chance(tmp_path):
+    assert not ending(tmp_path, np.full(10, 900.0), np.full(10, 900.0), rehearsed=np.geomspace(4e4, 900, 350))
+
+
+def test_a_loss_that_is_not_above_zero_is_not_judged_by_its_targets(tmp_path):
+    assert not ending(tmp_path, np.full(10, -0.1), np.full(10, -0.1))
+
+
+def test_a_loss_that_stands_still_at_what_was_learned_before_is_fine(tmp_path):
+    still = 4.0 + NOISE[:350]
+    assert ending(tmp_path / "no", np.full(10, 4.0), np.full(10, 4.0), rehearsed=still)
+    assert not ending(tmp_path / "yes", np.full(10, 4.0), np.full(10, 9.0), rehearsed=still)
+
+
+def test_what_will_explode_is_not_called_learning_nothing(tmp_path):
+    assert not ending(
+        tmp_path, [1e5] * 10, [1e5] * 10, rehearsed=np.concatenate([np.full(100, 4.0), np.full(250, 1e5)])
+    )
