@@ -24,6 +24,7 @@ from torch import nn
 
 from gradscope.capture.describe import layer_modules
 from gradscope.capture.graph import Edge, Node, edge_of, only_source, uses
+from gradscope.capture.initial import Measured, initial_scales
 from gradscope.capture.magnitude import float_tensors, l2, rms, root_mean_square
 from gradscope.capture.probes import Emit
 
@@ -148,15 +149,14 @@ class GainProbe:
     `backward_gain_with_activation`, measured behind the activations and norms that follow the layer and take nothing but
     its output, up to the next layer with a matrix; `normalised`, 1 where a norm is among them; and `forward_order`, the
     layer's place in the forward pass. A layer called several times has the root mean square over its calls. On the first
-    sampled step also `init_scale`, by parameter: rms(weight)·√fan_in, with fan_in the number of elements of weight[0]
-    (1 for a vector).
+    sampled step also what `initial_scales` measures.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._unmeasured: dict[str, str] = {}
         self._tape: _Tape | None = None
-        self._scales: dict[str, float] | None = None
+        self._initial: list[Measured] | None = None
 
     @property
     def unmeasured(self) -> Mapping[str, str]:
@@ -166,8 +166,8 @@ class GainProbe:
     def begin(self, step: int) -> None:
         """Place hooks on every layer, and on the modules without parameters between them."""
         del step
-        if self._scales is None:
-            self._scales = _init_scales(self._model)
+        if self._initial is None:
+            self._initial = initial_scales(self._model)
         tape = self._tape = _Tape()
         layers = layer_modules(self._model)
         compiled = compiled_modules(self._model)
@@ -203,9 +203,9 @@ class GainProbe:
             _emit_known(emit, probe, known)
         if calls:
             emit("forward_order", list(calls), [float(place) for place in range(len(calls))])
-        if self._scales:
-            _emit_known(emit, "init_scale", self._scales)
-            self._scales = {}
+        for measured in self._initial or ():
+            emit(*measured)
+        self._initial = []
 
 
 class _LayerHooks:
@@ -324,15 +324,6 @@ def _emit_known(emit: Emit, probe: str, values: Mapping[str, float]) -> None:
     known = {name: value for name, value in values.items() if not math.isnan(value)}
     if known:
         emit(probe, list(known), list(known.values()))
-
-
-def _init_scales(model: nn.Module) -> dict[str, float]:
-    scales = {}
-    for layer, module in layer_modules(model).items():
-        for name, parameter in module.named_parameters(recurse=False):
-            fan_in = parameter[0].numel() if parameter.dim() > 1 and len(parameter) else 1
-            scales[f"{layer}.{name}" if layer else name] = rms(parameter) * math.sqrt(fan_in)
-    return scales
 
 
 def compiled_modules(model: nn.Module) -> set[nn.Module]:

@@ -147,15 +147,28 @@ def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, scal
 
 
 def scaled_layer(layer: str, factor: float) -> Change:
-    """Start with one layer's matrices (its other weights where it has none) times `factor`."""
+    """Start with one layer's matrices (its other weights where it has none) times `factor`.
+
+    `layer` may also be one parameter, or rows of it: `rnn.weight_hh_l0[32:64]`.
+    """
 
     def prepare(workload: Workload) -> None:
-        own = dict(layer_modules(workload.model)[layer].named_parameters(recurse=False))
-        matrices = [one for one in own.values() if one.dim() > 1]
-        for parameter in matrices or [one for name, one in own.items() if "bias" not in name]:
-            parameter.mul_(factor)
+        for weights in _weights(layer_modules(workload.model), layer):
+            weights.mul_(factor)
 
     return Change(prepare)
+
+
+def _weights(layers: Mapping[str, torch.nn.Module], name: str) -> Sequence[torch.Tensor]:
+    if name not in layers:
+        parameter, _, rows = name.partition("[")
+        layer, _, leaf = parameter.rpartition(".")
+        weights: torch.Tensor = getattr(layers[layer], leaf)
+        first, _, last = rows.rstrip("]").partition(":")
+        return [weights[int(first) : int(last)] if rows else weights]
+    own = dict(layers[name].named_parameters(recurse=False))
+    matrices = [one for one in own.values() if one.dim() > 1]
+    return matrices or [one for leaf, one in own.items() if "bias" not in leaf]
 
 
 def scaled_group(group: int, factor: float) -> Change:

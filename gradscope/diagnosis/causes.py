@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.peers import Excess, choose, excess, nothing, smallest
+from gradscope.diagnosis.initial import Pieces, fans, initial_pieces, of_layers
+from gradscope.diagnosis.peers import Excess, choose, excess, smallest
 from gradscope.diagnosis.series import Bools, Indexes, log10, median
 from gradscope.diagnosis.window import stable_prefix
 from gradscope.runs.run import Floats, Run
@@ -22,8 +23,6 @@ from gradscope.runs.run import Floats, Run
 FIRST_LAYER = 0.5
 """No gradient reaches the input of the first layer: half of its forward excess counts."""
 SIBLINGS, NORMALISED = 3, 0.75
-RECURRENT = ("Embedding", "RNN", "LSTM", "GRU")
-LEAST_MATRICES = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Setting:
         _, values = self.run.probes.matrix("init_scale", names)
         first = values[0] if len(values) else np.full(len(names), np.nan)
         return log10(first) - 0.5 * np.log10([fans(p.shape)[0] for p in self.run.header.parameters])
+
+    @cached_property
+    def initial(self) -> Pieces:
+        """The weights before the first step, each against its peers."""
+        return initial_pieces(self.run, self.leaves, self.initial_rms)
 
     @cached_property
     def rates(self) -> Floats:
@@ -107,35 +111,9 @@ class Setting:
         return float(self.run.step[rows]) if rows < len(self.run.step) else float("inf")
 
 
-def fans(shape: tuple[int, ...]) -> tuple[float, float]:
-    """fan_in and fan_out of a weight; 1 for what has fewer than two dimensions."""
-    rest = float(np.prod(shape[2:])) if len(shape) > 1 else 1.0
-    return (max(1.0, shape[1] * rest), max(1.0, shape[0] * rest)) if len(shape) > 1 else (1.0, 1.0)
-
-
 def initialisation(seen: Setting) -> Excess:
-    """(L,): initial weight scale against weights of the same role (type and name), the worst weight of each layer.
-
-    Under three conventions, raw rms, × √fan_in and × √(mean fan), the smallest excess counts, so that no usual scheme stands
-    out by its convention. A weight alone in its role is compared with all matrices, which can rank it but not accuse it
-    (0 peers); an embedding alone, with rms 1.
-    """
-    parameters = seen.run.header.parameters
-    raw = seen.initial_rms
-    sizes = np.array([fans(p.shape) for p in parameters], float).reshape(-1, 2)
-    conventions = [raw, raw + 0.5 * np.log10(sizes[:, 0]), raw + 0.5 * np.log10(sizes.mean(axis=1))]
-    weight = np.isfinite(raw) & np.array(["bias" not in leaf for leaf in seen.leaves], bool)
-    roles = np.array([f"{p.type}.{leaf}" for p, leaf in zip(parameters, seen.leaves, strict=True)], str)
-    groups = seen.groups(weight, roles)
-    found = smallest([excess(x, groups) for x in conventions])
-    alone = np.array([group[0] for group in groups if len(group) == 1], np.int64)
-    plain = np.array([len(p.shape) > 1 and not p.type.startswith(RECURRENT) for p in parameters], bool) & weight
-    if plain.sum() >= LEAST_MATRICES:
-        others = smallest([excess(x, [np.flatnonzero(plain)]) for x in conventions])
-        _copy(others, found, alone[plain[alone]])
-    embedding = np.array([p.type.startswith("Embedding") for p in parameters], bool)
-    _copy(Excess(raw, raw * 0, raw * 0, raw * 0), found, alone[embedding[alone]])
-    return _worst_of_each(found, seen, np.isfinite(found.center))
+    """(L,): initial weight scale against weights of the same role, the worst weight of each layer."""
+    return of_layers(seen.initial, seen.layer_of, len(seen.run.layers))
 
 
 def learning_rate(seen: Setting) -> Excess:
@@ -172,12 +150,15 @@ def bias(seen: Setting) -> Excess:
 
 
 def without_norm(seen: Setting) -> Bools:
-    """(L,): no norm follows, though one follows three quarters of its three or more siblings; the last layer is none."""
+    """(L,): no norm follows, though one follows three quarters of its three or more siblings.
+
+    The first and the last layer of a kind are none: many a recipe leaves them without.
+    """
     normalised = np.where(seen.matrix, seen.at_first("normalised"), np.nan)
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
     for group in seen.groups(np.isfinite(normalised), seen.kinds):
-        inner = group[order[group] < order[group].max()]
+        inner = group[(order[group] > order[group].min()) & (order[group] < order[group].max())]
         for place in inner[normalised[inner] == 0]:
             others = inner[inner != place]
             bare[place] = len(others) >= SIBLINGS and normalised[others].mean() >= NORMALISED
@@ -190,20 +171,3 @@ CAUSES: dict[str, Callable[[Setting], Excess]] = {
     "gain": amplification,
     "bias": bias,
 }
-
-
-def _copy(source: Excess, target: Excess, at: Indexes) -> None:
-    """Put decades and center of `source` into `target`, as a comparison that cannot accuse."""
-    target.decades[at], target.center[at] = source.decades[at], source.center[at]
-    target.z[at], target.peers[at] = source.z[at], 0
-
-
-def _worst_of_each(found: Excess, seen: Setting, known: Bools) -> Excess:
-    """From parameters to layers: the parameter with the most decades."""
-    result = nothing(len(seen.run.layers))
-    for i in np.flatnonzero(known):
-        place = seen.layer_of[i]
-        if np.isnan(result.center[place]) or found.decades[i] > result.decades[place]:
-            result.decades[place], result.z[place] = found.decades[i], found.z[i]
-            result.peers[place], result.center[place] = found.peers[i], found.center[i]
-    return result

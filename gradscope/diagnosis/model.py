@@ -60,7 +60,7 @@ class LayerRisk:
     """One layer's place in the ranking. `factor` is against `peers`, the median of comparable layers.
 
     `component`: which measurement decided (forward gain, backward gain, initialisation, update/weight); `evidence` holds
-    every number it rests on, by name.
+    every number it rests on, by name. `weights`: the one parameter, or rows of it, that a bad initialisation lies in.
     """
 
     name: str
@@ -73,6 +73,7 @@ class LayerRisk:
     message: str
     advice: str
     evidence: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ def _single(run: Run) -> list[Trial]:
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
     if top := _accused(run, "initialisation"):
         scale = 1 / (top.factor or 1.0)
-        paste = f"{_scaled(run, top.name, scale)}  # before training"
-        wanted.append(remedy("init", f"{top.name} starts × {scale:.3g}", paste, layer=top.name, layer_scale=scale))
+        what = top.weights or top.name
+        paste = f"{_scaled(run, top, scale)}  # before training"
+        wanted.append(remedy("init", f"{what} starts × {scale:.3g}", paste, layer=what, layer_scale=scale))
     if group := _fast_group(run):
         number, scale = group
         where, own = _group_named(run, number)
@@ -91,9 +92,15 @@ def _group_named(run: Run, number: int) -> tuple[str, int]:
     return where, number - holders.index(which)
 
 
-def _scaled(run: Run, layer: str, scale: float) -> str:
-    """What scales a layer's matrices, of which there may be several and of any name."""
-    module, own = f'model.get_submodule("{layer}")', [one for one in run.header.parameters if one.layer == layer]
+def _scaled(run: Run, risk: LayerRisk, scale: float) -> str:
+    """What scales a layer's matrices, of which there may be several and of any name, or the one that is to blame."""
+    module, own = (
+        f'model.get_submodule("{risk.name}")',
+        [one for one in run.header.parameters if one.layer == risk.name],
+    )
+    if risk.weights:
+        parameter, bracket, rows = risk.weights.rpartition(".")[2].partition("[")
+        return f"{module}.{parameter}.data{bracket}{rows}.mul_({scale:.3g})"
     matrices = [one.name.rpartition(".")[2] for one in own if len(one.shape) > 1]
     if len(matrices) > 1:
         return f"[w.data.mul_({scale:.3g}) for w in {module}.parameters(recurse=False) if w.dim() > 1]"

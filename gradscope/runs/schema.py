@@ -91,8 +91,8 @@ class Trial:
     learning rate trial step k used. `start`: `window` (the state after the window) or `initial` (the state before it).
     `lr_at`: `planned` (lr_factor × the planned rate of each index) or `peak` (× the highest planned rate still to come).
     A `sweep` only looks: the loss of each batch, no step. `warm_up`: the rate also rises over so many first steps of the
-    plan. `layer` starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
-    remedy, its further lines are what to paste.
+    plan. `layer` (or one parameter, `rnn.weight_hh_l0`, or rows of it, `…[32:64]`) starts with its weights × `layer_scale`.
+    `note`: what differs from the run itself, in plain words; for a remedy, its further lines are what to paste.
     Parameter group `group`, counted over all optimizers, has its rate × `group_scale`.
     """
 

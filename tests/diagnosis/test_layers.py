@@ -232,11 +232,75 @@ def test_first_and_last_layer_without_a_norm_hide_no_missing_one(tmp_path):
     assert rank_layers(run)[0].component == "missing normalisation"
 
 
-def test_the_last_layer_needs_no_norm_and_a_gain_below_its_peers_is_no_risk(tmp_path):
-    assert rank_layers(bare_run(tmp_path, 5, 3.0))[0].component == "gain"
-    weak = by_name(bare_run(tmp_path, 3, 0.5))["fc3"]
-    assert weak.score == 0
-    assert weak.level == "low"
+@pytest.mark.parametrize("end", [0, 5])
+def test_the_first_and_the_last_layer_need_no_norm(tmp_path, end):
+    assert rank_layers(bare_run(tmp_path, end, 3.0))[0].component == "gain"
+    assert by_name(bare_run(tmp_path, end, 1.0))[f"fc{end}"].level == "low"
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0])
+def test_a_missing_normalisation_that_amplifies_nothing_is_named_too(tmp_path, gain):
+    first = rank_layers(bare_run(tmp_path, 3, gain))[0]
+    assert (first.name, first.component, first.level) == ("fc3", "missing normalisation", "medium")
+    assert first.message.startswith("fc3: no normalisation here, unlike its siblings; it multiplies activations by")
+    assert first.factor is None
+
+
+def test_a_missing_normalisation_comes_before_the_neighbours_it_makes_amplify(tmp_path):
+    names, flags = [f"fc{i}" for i in range(6)], [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    forward = [1.0, 1.0, 0.4, 2.4, 1.0, 1.0]
+    run = run_with(tmp_path, stack(6), *gains(forward, forward), (0, "normalised", names, flags))
+    assert [risk.name for risk in rank_layers(run)[:2]] == ["fc2", "fc3"]
+
+
+def recurrent(kind, *layers, width=8, inputs=8):
+    """Parameters of recurrent layers by dotted path, each of so many layers in itself."""
+    gates = 3 if kind.startswith("GRU") else 4
+    return tuple(
+        Parameter(f"{name}.{leaf}_l{k}", name, kind, (gates * width, inputs), "float32", order)
+        for order, (name, count) in enumerate(layers)
+        for k in range(count)
+        for leaf in ("weight_ih", "weight_hh")
+    )
+
+
+def gate_scales(parameters, gates, **own):
+    """The gate_scale probe: 1, or what `own` says by a parameter's leaf: one number, or one a gate."""
+    rows = [(p.name, gate, own.get(p.name.rpartition(".")[2], 1.0)) for p in parameters for gate in range(gates)]
+    values = [value[gate] if isinstance(value, list) else value for _, gate, value in rows]
+    return (0, "gate_scale", [name for name, _, _ in rows], values, [gate for _, gate, _ in rows])
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "own", "said", "weights"),
+    [
+        ("LSTM", 2, {"weight_hh_l1": 8.0}, "weight_hh_l1 8 ×", "rnn.weight_hh_l1"),
+        ("LSTM", 1, {"weight_hh_l0": 8.0}, "weight_hh_l0 8 ×", "rnn.weight_hh_l0"),
+        ("GRU", 1, {"weight_ih_l0": 8.0}, "weight_ih_l0 8 ×", "rnn.weight_ih_l0"),
+        (
+            "LSTM",
+            1,
+            {"weight_hh_l0": [1.0, 9.0, 1, 1]},
+            "the forget gate of weight_hh_l0 9 ×",
+            "rnn.weight_hh_l0[8:16]",
+        ),
+        ("GRUCell", 1, {"weight_hh_l0": [1.0, 1, 9.0]}, "the new gate of weight_hh_l0 9 ×", "rnn.weight_hh_l0[16:24]"),
+    ],
+)
+def test_one_matrix_or_one_gate_of_a_recurrent_layer_is_named(tmp_path, kind, count, own, said, weights):
+    parameters = (*recurrent(kind, ("rnn", count)), *linear("head", 1))
+    gates = 3 if kind.startswith("GRU") else 4
+    probes = scales_of(parameters), gate_scales(parameters[:-1], gates, **own)
+    first = rank_layers(run_with(tmp_path, parameters, *probes))[0]
+    assert (first.name, first.level, first.weights) == ("rnn", "high", weights)
+    assert said in first.message
+
+
+def test_orthogonal_recurrent_matrices_beside_torchs_own_inputs_are_fine(tmp_path):
+    parameters = recurrent("LSTM", ("rnn", 2))
+    gates = gate_scales(parameters, 4, weight_hh_l0=1.73, weight_hh_l1=1.73)
+    run = run_with(tmp_path, parameters, scales_of(parameters), gates)
+    assert rank_layers(run)[0].level == "low"
 
 
 def test_few_siblings_say_nothing_about_norms(tmp_path):

@@ -129,7 +129,8 @@ def _lead(trial: Run) -> _Lower | None:
     middle = float(np.median(shares))
     noise = 1.4826 * np.median(np.abs(shares - middle))
     error = float(1.2533 * noise / np.sqrt(len(shares)))
-    return _Lower(float(np.median(others)), float(np.median(own)), middle, error)
+    before = float(np.median(others))
+    return _Lower(before, before * (1 - middle), middle, error)
 
 
 def _rehearsal(run: Run) -> Run | None:
