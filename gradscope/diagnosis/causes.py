@@ -152,15 +152,16 @@ def bias(seen: Setting) -> Excess:
 def without_norm(seen: Setting) -> Bools:
     """(L,): no norm follows, though one follows three quarters of its three or more siblings.
 
-    The first and the last layer of a kind are none: many a recipe leaves them without.
+    The first and the last layer of a kind are none, and no siblings without a norm: many a recipe leaves them bare.
     """
     normalised = np.where(seen.matrix, seen.at_first("normalised"), np.nan)
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
     for group in seen.groups(np.isfinite(normalised), seen.kinds):
-        inner = group[(order[group] > order[group].min()) & (order[group] < order[group].max())]
-        for place in inner[normalised[inner] == 0]:
-            others = inner[inner != place]
+        inner = (order[group] > order[group].min()) & (order[group] < order[group].max())
+        siblings = group[inner | (normalised[group] == 1)]
+        for place in group[inner & (normalised[group] == 0)]:
+            others = siblings[siblings != place]
             bare[place] = len(others) >= SIBLINGS and normalised[others].mean() >= NORMALISED
     return bare
 
