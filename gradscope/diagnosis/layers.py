@@ -55,6 +55,7 @@ class _Ranking:
         self.found = {name: cause(self.seen) for name, cause in CAUSES.items()}
         self.bare = without_norm(self.seen)
         self.gains = {side: self.seen.gain(side) for side in ("forward", "backward")}
+        self.first_gains = np.fmin(*(self.seen.at_first(f"{side}_gain") for side in ("forward", "backward")))
         self.shares = _gradient_shares(run)
         self.updates = _updates(run)
         decades = np.array([one.decades for one in self.found.values()])
@@ -64,9 +65,10 @@ class _Ranking:
         self.scores = np.where(self.probed, scores, 0.0)
 
     def place(self, i: int) -> tuple[float, float, float]:
-        """Sort key: by score, then by the weaker gain, then by the share of the gradient."""
-        tie = float(np.fmin(self.gains["forward"][i], self.gains["backward"][i]))
-        return -float(self.scores[i]), -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
+        """Sort key: by score; those like their peers by their weaker gain at the first step, before any chaos."""
+        score = float(self.scores[i])
+        tie = float(self.first_gains[i])
+        return -score if score >= LIKE_PEERS else 0.0, -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
 
     def level(self, i: int) -> Level:
         """The highest level that any of the causes gives."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import median, unscaled_norms, usable
-from gradscope.diagnosis.window import EARLY_LOSSES, NOT_RECOVERED, is_nonfinite, late_loss
+from gradscope.diagnosis.window import EARLY_LOSSES, NOT_RECOVERED, is_nonfinite, late_loss, stable_prefix
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -23,8 +23,8 @@ class Reference:
     """The window's own scale.
 
     `loss`: the median |loss| of its last 20 steps, but at least a tenth of the first and at least their spread (p90 − p10);
-    `first_loss`: the median |loss| of its first 5; `largest_loss`: its largest |loss|; `norm`: its median norm. NaN where
-    nothing was measured.
+    `first_loss`: the median |loss| of its first 5; `largest_loss`: its largest |loss| before an explosion, which ends where
+    numbers end; `norm`: its median norm. NaN where nothing was measured.
     """
 
     loss: float
@@ -64,7 +64,9 @@ def reference(run: Run) -> Reference:
     tail, first = losses[-REFERENCE:], median(np.abs(losses[:EARLY_LOSSES]))
     spread = float(np.subtract(*np.percentile(tail, [90, 10]))) if len(tail) else float("nan")
     loss = float(np.fmax.reduce([median(np.abs(tail)), first / 10, spread]))
-    return Reference(loss, first, float(np.abs(losses).max(initial=0.0)), median(unscaled_norms(run)[usable(run)]))
+    calm = run.loss[: max(EARLY_LOSSES, stable_prefix(run))]
+    largest = float(np.abs(calm[np.isfinite(calm)]).max(initial=0.0))
+    return Reference(loss, first, largest, median(unscaled_norms(run)[usable(run)]))
 
 
 def size(late: float, base: Reference) -> float:

@@ -25,9 +25,10 @@ DIVERGED = 10.0
 """A last loss above this multiple of the first."""
 FELL = 30.0
 """A loss this many times as deep below zero as the window's largest is high has no bottom."""
-TIE, NEEDED = 1.02, 1.05
+TIE, NEEDED, WIDEST = 1.02, 1.05, 1.25
 """Losses this close are equal, and the largest threshold is preferred, so that rounding noise does not choose; before all of
-them what did not clip, unless clipping ends 5 % lower.
+them what did not clip, unless clipping ends 5 % lower. A training that is chaos, so that a threshold tried again ends
+elsewhere, widens both to that, up to 25 %.
 """
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
@@ -41,7 +42,7 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     """
     tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     longest = [one for one in tried if one.steps == tried[0].steps]
-    winner = _settle([(_surely(one, longest), one) for one in longest])
+    winner = _settle([(_surely(one, longest), one) for one in longest], _noise(longest))
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
 
 
@@ -58,12 +59,22 @@ def _surely(one: Candidate, longest: list[Candidate]) -> float:
     return max(math.inf if loss is None else loss for loss in losses)
 
 
-def _settle(longest: list[tuple[float, Candidate]]) -> Candidate | None:
+def _noise(longest: list[Candidate]) -> float:
+    """How far apart, as a factor, trials of one threshold ended; 1 where none was tried again."""
+    pairs = [(one.loss, _surely(one, longest)) for one in longest if one.loss]
+    return min(WIDEST, max((1 + (worst - loss) / abs(loss) for loss, worst in pairs), default=1.0))
+
+
+def _settle(longest: list[tuple[float, Candidate]], noise: float) -> Candidate | None:
     least = min((loss for loss, _ in longest), default=math.inf)
-    equal = [one for loss, one in longest if loss <= above(least, TIE) < math.inf]
-    unclipped = [one for loss, one in longest if loss <= above(least, NEEDED) < math.inf and not one.clipped_fraction]
-    unclipped.sort(key=lambda one: one.max_norm is not None)
-    return next(iter(unclipped), max(equal, key=lambda one: one.max_norm or math.inf, default=None))
+
+    def near(factor: float) -> list[Candidate]:
+        return [one for loss, one in longest if loss <= above(least, max(factor, noise)) < math.inf]
+
+    unclipped = sorted(
+        (one for one in near(NEEDED) if not one.clipped_fraction), key=lambda one: one.max_norm is not None
+    )
+    return next(iter(unclipped), max(near(TIE), key=lambda one: one.max_norm or math.inf, default=None))
 
 
 def above(loss: float, factor: float) -> float:

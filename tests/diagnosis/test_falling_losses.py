@@ -67,6 +67,23 @@ def test_where_a_loss_has_no_bottom_the_smallest_wins(tmp_path):
     ]
 
 
+def test_how_high_an_explosion_climbs_before_numbers_end_is_no_bottom(tmp_path):
+    window = np.r_[np.ones(30), 1e3, 1e6, 1e9]
+    trials = tried("none", None, -5e3) | tried("a", 1.0, -2.0)
+    chosen = []
+    for steps in (31, 33):
+        run = make_run(tmp_path / str(steps), window[:steps], loss=window[:steps], trials=trials)
+        chosen += [one.trial for one in recommend(run).candidates if one.chosen]
+    assert chosen == ["a", "a"]
+
+
+@pytest.mark.parametrize(("again", "winner"), [(0.8, "c"), (0.9, "c"), (1.1, "b"), (9.0, "b")])
+def test_where_a_threshold_tried_again_ends_elsewhere_more_losses_are_equal(tmp_path, again, winner):
+    trials = tried("a", 1.0, 0.8) | tried("a-again", 1.0, again) | tried("b", 2.0, 0.95) | tried("c", 0.1, 0.78)
+    run = make_run(tmp_path, [50.0] * 50, trials=trials)
+    assert [one.trial for one in recommend(run).candidates if one.chosen] == [winner]
+
+
 @pytest.mark.parametrize(("other", "order"), [(0.9, ["half", "tenth", "other"]), (-500.0, ["tenth", "half", "other"])])
 def test_the_best_remedy_is_the_lowest_loss(tmp_path, other, order):
     trials = tried("lr-0.5", None, -2.0, "remedy", "half\n") | tried("lr-0.1", None, 0.5, "remedy", "tenth\n")

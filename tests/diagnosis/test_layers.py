@@ -253,6 +253,16 @@ def test_a_missing_normalisation_comes_before_the_neighbours_it_makes_amplify(tm
     assert [risk.name for risk in rank_layers(run)[:2]] == ["fc2", "fc3"]
 
 
+def test_layers_like_their_peers_keep_their_order_when_training_is_chaos(tmp_path):
+    """Gains that differ by less than 25 % after the first step, as the same training's do on another scale of the loss."""
+    orders = []
+    for late in ([1.0, 1.1, 1.0, 1.2, 1.0, 1.0], [1.2, 1.0, 1.0, 1.0, 1.1, 1.0]):
+        first = [1.0, 1.01, 1.05, 1.02, 1.0, 0.99]
+        run = run_with(tmp_path, stack(6), *gains(first, first), *gains(late, late, 5), *gains(late, late, 10))
+        orders.append([risk.name for risk in rank_layers(run)])
+    assert orders[0] == orders[1]
+
+
 def recurrent(kind, *layers, width=8, inputs=8):
     """Parameters of recurrent layers by dotted path, each of so many layers in itself."""
     gates = 3 if kind.startswith("GRU") else 4
