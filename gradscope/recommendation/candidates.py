@@ -27,8 +27,8 @@ FELL = 30.0
 """A loss this many times as deep below zero as the window's largest is high has no bottom."""
 TIE, NEEDED, WIDEST = 1.02, 1.05, 1.25
 """Losses this close are equal, and the largest threshold is preferred, so that rounding noise does not choose; before all of
-them what did not clip, unless clipping ends 5 % lower. A training that is chaos, so that a threshold tried again ends
-elsewhere, widens both to that, up to 25 %.
+them what did not clip, unless clipping ends 5 % lower; or lower by more than trials of one threshold lie apart, up to 25 %,
+where the training is chaos.
 """
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
@@ -69,11 +69,10 @@ def _settle(longest: list[tuple[float, Candidate]], noise: float) -> Candidate |
     least = min((loss for loss, _ in longest), default=math.inf)
 
     def near(factor: float) -> list[Candidate]:
-        return [one for loss, one in longest if loss <= above(least, max(factor, noise)) < math.inf]
+        return [one for loss, one in longest if loss <= above(least, factor) < math.inf]
 
-    unclipped = sorted(
-        (one for one in near(NEEDED) if not one.clipped_fraction), key=lambda one: one.max_norm is not None
-    )
+    unclipped = [one for one in near(max(NEEDED, noise)) if not one.clipped_fraction]
+    unclipped.sort(key=lambda one: one.max_norm is not None)
     return next(iter(unclipped), max(near(TIE), key=lambda one: one.max_norm or math.inf, default=None))
 
 

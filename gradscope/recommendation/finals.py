@@ -14,7 +14,7 @@ from gradscope.recommendation.model import Candidate
 
 NEAR = 1.5
 SIDE = 10**0.5
-WALKS, REPEATS, LOWER = 3, 2, 0.99
+WALKS, REPEATS, LOWER = 3, 3, 0.99
 
 Grid = dict[float, float]
 """Final losses by threshold."""
@@ -49,7 +49,7 @@ def walk(tried: list[Candidate], top: float) -> Asked:
 
 
 def repeat(tried: list[Candidate]) -> Asked:
-    """The winner a little lower, unless it was tried so already; twice at most."""
+    """The winner a little lower, unless it was tried so already; three times at most."""
     best = _winner(tried)
     again = sum(one.trial.startswith("final-again") for one in tried)
     if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in tried) > 1:
