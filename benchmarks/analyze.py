@@ -1,8 +1,8 @@
 """What `analyze` costs against bare training: python -m benchmarks.analyze [--only lstm]
 
-Counts the training steps that `analyze` takes, window and trials (a swept batch, forward only, as a third of a step),
-against as many bare ones, with torch's own clipping on those that were clipped. A bare step's cost is the mean of HALF steps
-timed just before `analyze` and HALF just after, so that a machine whose speed drifts favours neither.
+The window and each trial of an analysis are trained again as many bare steps, each from the spec's own start, with torch's
+own clipping where it was clipped (a swept batch, forward only, as a third of a step). That is timed between two analyses, so
+that a machine whose speed drifts favours neither.
 Process CPU time of one thread, from the spec file to the printed report; imports are left out of both. FACTOR: times the
 workload's healthy learning rate, so that thresholds and remedies are tried too.
 """
@@ -10,19 +10,18 @@ workload's healthy learning rate, so that thresholds and remedies are tried too.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SPECS = Path(__file__).parent / "specs"
 CASES = [("mlp", 1), ("conv", 1), ("lstm", 1), ("transformer", 1), ("mlp", 30), ("transformer", 50)]
 SWEPT = 1 / 3
-WARM_UP, HALF = 10, 400
+WARM_UP = 10
 
 
 def main() -> None:
@@ -40,58 +39,56 @@ def main() -> None:
 
 def measure(name: str) -> None:
     """Print one case's row."""
-    import gradscope
-    from gradscope.cli.show import rendered
-
     target = str(SPECS / f"{name}.py")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADSCOPE_DIR"] = folder
-        rendered(gradscope.analyze(target, steps=2, rehearse=False, verify=False), None, None)
-        time_bare = _bare(target)
-        before = time_bare()
-        begun = time.process_time()
-        report = gradscope.analyze(target)
-        rendered(report, None, None)
-        spent = time.process_time() - begun
-    a_step = [(one + other) / 2 for one, other in zip(before, time_bare(), strict=True)]
-    taken = _steps(report.run)
-    steps, bare = sum(taken), sum(count * cost for count, cost in zip(taken, a_step, strict=True))
+    _analyzed(target, steps=2, rehearse=False, verify=False)
+    report, first = _analyzed(target)
+    taken = [_steps(one.header.trial, len(one.step)) for one in (report.run, *report.run.trials.values())]
+    bare, steps = sum(_bare(target, *one) for one in taken), sum(count for count, _ in taken)
+    spent = (first + _analyzed(target)[1]) / 2
     row = [f"{name} × {os.environ['FACTOR']}", report.diagnosis.verdict.verdict, str(steps)]
     numbers = [f"{1e3 * bare / steps:.2f}", f"{spent * steps / bare:.0f}", f"{spent / bare:.3f}"]
     print(f"| {' | '.join(row + numbers)} |", flush=True)
 
 
-def _steps(run) -> tuple[int, int]:
-    """Steps taken without and with clipping."""
-    taken = {one.header.trial: len(one.step) for one in run.trials.values()}
-    clipped = sum(count for trial, count in taken.items() if trial.max_norm is not None)
-    plain = sum(count * (SWEPT if trial.kind == "sweep" else 1) for trial, count in taken.items()) - clipped
-    return round(len(run.step) + plain), clipped
+def _analyzed(target: str, **how: Any) -> tuple[Any, float]:
+    """A report, printed into nothing, and its CPU seconds."""
+    import gradscope
+    from gradscope.cli.show import rendered
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADSCOPE_DIR"] = folder
+        begun = time.process_time()
+        report = gradscope.analyze(target, **how)
+        rendered(report, None, None)
+        return report, time.process_time() - begun
 
 
-def _bare(target: str) -> Callable[[], tuple[float, float]]:
-    """A function that trains on and tells the CPU seconds of a bare step without and with clipping."""
+def _steps(trial: Any, count: int) -> tuple[int, bool]:
+    """How many bare steps stand for a trial (None: the window), and whether they are clipped."""
+    swept = trial is not None and trial.kind == "sweep"
+    return round(count * (SWEPT if swept else 1)), trial is not None and trial.max_norm is not None
+
+
+def _bare(target: str, steps: int, clip: bool) -> float:
+    """CPU seconds of so many training steps."""
     import torch
 
     from gradscope.workload import Overrides, read_workload
 
     workload = read_workload(target, overrides=Overrides(seed=0))
-    parameters, indexes = list(workload.model.parameters()), itertools.count()
-
-    def train(steps: int, clip: bool) -> float:
-        begun = time.process_time()
-        for index in itertools.islice(indexes, steps):
-            for optimizer in workload.optimizers:
-                optimizer.zero_grad()
-            workload.training_step(workload.model, workload.batches.at(index)).backward()
-            if clip:
-                torch.nn.utils.clip_grad_norm_(parameters, 0.1)
-            for one in (*workload.optimizers, *workload.schedulers):
-                one.step()
-        return (time.process_time() - begun) / steps
-
-    train(WARM_UP, True)
-    return lambda: (train(HALF, False), train(HALF, True))
+    parameters = list(workload.model.parameters())
+    begun = 0.0
+    for index in range(WARM_UP + steps):
+        if index == WARM_UP:
+            begun = time.process_time()
+        for optimizer in workload.optimizers:
+            optimizer.zero_grad()
+        workload.training_step(workload.model, workload.batches.at(index)).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        for one in (*workload.optimizers, *workload.schedulers):
+            one.step()
+    return time.process_time() - begun
 
 
 if __name__ == "__main__":

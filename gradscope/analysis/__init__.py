@@ -14,6 +14,7 @@ from gradscope.capture.along_time import AlongTimeProbe
 from gradscope.capture.gains import GainProbe
 from gradscope.capture.header import header_for
 from gradscope.capture.loop import run_steps
+from gradscope.capture.memory import kept_memory
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.updates import UpdateProbe
 from gradscope.diagnosis.plan import next_rehearsals
@@ -63,10 +64,13 @@ def analyze(
         UsageError: the run cannot be written.
     """
     asked = overrides or Overrides()
-    directories = [
-        _analyze_once(target, steps, rehearse, verify, budget / seeds, replace(asked, seed=one), watcher or Silent())
-        for one in ([seed] if seeds == 1 else range(seed or 0, (seed or 0) + seeds))
-    ]
+    with kept_memory():
+        directories = [
+            _analyze_once(
+                target, steps, rehearse, verify, budget / seeds, replace(asked, seed=one), watcher or Silent()
+            )
+            for one in ([seed] if seeds == 1 else range(seed or 0, (seed or 0) + seeds))
+        ]
     first = load_run(directories[0])
     if seeds > 1:
         verdicts = Counter(judge(load_run(directory)).verdict for directory in directories)
@@ -116,7 +120,7 @@ def verify_run(
     session = Session(workload, Reopened(run, workload), watcher or Silent(), time.monotonic() + budget)
     snapshot(session, "initial")
     if session.snapshots:
-        with kept_on_interrupt(session):
+        with kept_memory(), kept_on_interrupt(session):
             stages(session, "verification", next_candidates, VERIFICATION_SHARE)
             stages(session, "percentiles", lambda run, allowed: percentile_candidates(run, percentiles, allowed), 1.0)
     return load_run(run.path)
