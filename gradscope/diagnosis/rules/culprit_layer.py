@@ -10,10 +10,11 @@ How it decides
     their spread (1.4826·MAD + .05). Fires with at least 3 peers for initial weights 4 × their peers' (z ≥ 5, under each of
     three conventions: rms, × √fan_in, × √(mean fan)), a learning rate 20 × the others' (z ≥ 5, not for more than a quarter
     of the layers), or a gain, forward and backward, 5 × the others' (z ≥ 10). Gains include the activation and norm that
-    follow. Unit: multiples of the peers' median. Needs the probes; without them no layer is accused.
+    follow. Matrices of recurrent layers are compared with each other gate by gate. Unit: multiples of the peers' median.
+    Needs the probes; without them no layer is accused.
 Known problems
     One or two layers of a type cannot be compared and are never accused. Where half of the layers are wrong, the median is
-    wrong with them. A fault in the data or the loss has no layer.
+    wrong with them. A fault in the data or the loss has no layer. A missing normalisation is ranked and told, not accused.
 What to do
     Scale its initialisation to its peers', give it their learning rate, or normalise after it, as the finding says.
 References
