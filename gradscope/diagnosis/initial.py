@@ -29,11 +29,11 @@ class Pieces:
     gate: Indexes
     found: Excess
 
-    def worst(self, parameters: list[int]) -> tuple[int, tuple[int, int] | None] | None:
-        """Of these parameters the one that stands out furthest, and which of its gates of how many where one does alone."""
+    def worst(self, parameters: list[int]) -> tuple[int, tuple[int, int] | None]:
+        """Of these parameters, some of which stand out, the one that does furthest; and which of its gates, of how many, where
+        one does alone.
+        """
         mine = np.flatnonzero(np.isin(self.parameter, parameters) & np.isfinite(self.found.center))
-        if not len(mine):
-            return None
         place = mine[np.argmax(self.found.decades[mine])]
         gates = np.flatnonzero(self.parameter == self.parameter[place])
         whole = (self.found.decades[gates] >= LIKE_THE_WORST * self.found.decades[place]).all()

@@ -95,6 +95,21 @@ def test_the_line_that_scales_a_layer_works_for_any_names_of_weights(tmp_path):
     assert changed == {"rnn2.weight_hh_l0"}
 
 
+def test_the_line_scales_all_matrices_of_a_layer_that_is_no_recurrent_one(tmp_path):
+    leaves = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    names = [f"block{i}.{leaf}" for i in range(6) for leaf in leaves]
+    parameters = tuple(Parameter(name, name.partition(".")[0], "Attention", (3, 3), "float32", 0) for name in names)
+    scales = (0, "init_scale", names, [20.0 if name.startswith("block2.") else 1.0 for name in names])
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, probes=[scales], plan=PLAN)
+    line = by_name(next_remedies(run))["init"].note.split("\n")[1]
+    model = torch.nn.ModuleDict(
+        {f"block{i}": torch.nn.ParameterDict({leaf: torch.ones(3, 3) for leaf in leaves}) for i in range(6)}
+    )
+    exec(line, {"model": model})  # what the user pastes
+    changed = {name for name, value in model.state_dict().items() if not bool((value == 1).all())}
+    assert changed == {f"block2.{leaf}" for leaf in leaves}
+
+
 def test_the_proven_threshold_is_tried_as_compressed_trials_are(tmp_path):
     candidate = Trial("candidate", "c", max_norm=0.5)
     remedy = by_name(next_remedies(exploding(tmp_path, [(candidate, np.full(60, 0.3))])))["clip"]
