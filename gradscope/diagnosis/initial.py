@@ -30,7 +30,7 @@ class Pieces:
     found: Excess
 
     def worst(self, parameters: list[int]) -> tuple[int, tuple[int, int] | None]:
-        """Of these parameters, some of which stand out, the one that does furthest; and which of its gates, of how many, where
+        """Of these parameters, some of which stand out, the one that does furthest; which of its gates, of how many, where
         one does alone.
         """
         mine = np.flatnonzero(np.isin(self.parameter, parameters) & np.isfinite(self.found.center))
