@@ -63,10 +63,11 @@ dist.destroy_process_group()
 def torchrun(folder: Path, script: str, *options: str) -> Run:
     (folder / "train.py").write_text(script)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GRADSCOPE_")}
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "gradscope", "record", *options, "train.py"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**plain, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,
         timeout=300,
