@@ -136,9 +136,13 @@ def _numbers(column: pa.ChunkedArray) -> Any:
 
 
 def _lrs(column: pa.ChunkedArray) -> Any:
-    """Learning rates as (T, G); a group that came later is NaN before."""
-    counts = np.concatenate([np.empty(0, int), *(np.from_dlpack(chunk.value_lengths()) for chunk in column.chunks)])
+    """Learning rates as (T, G); a group that came later is NaN before. `flatten` would load pyarrow.compute."""
+    offsets = [np.from_dlpack(chunk.offsets) for chunk in column.chunks]
+    held = [
+        np.from_dlpack(chunk.values)[places[0] : places[-1]]
+        for chunk, places in zip(column.chunks, offsets, strict=True)
+    ]
+    counts = np.concatenate([np.empty(0, int), *map(np.diff, offsets)])
     rates = np.full((len(column), int(counts.max(initial=0))), np.nan)
-    held = pa.chunked_array([chunk.flatten() for chunk in column.chunks], pa.float64())
-    rates[np.arange(rates.shape[1]) < counts[:, None]] = _numbers(held)
+    rates[np.arange(rates.shape[1]) < counts[:, None]] = np.concatenate([np.empty(0), *held])
     return rates
