@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 
 import torch
 from torch.nn.utils import clip_grad
 
 from gradscope.capture import recorder
 from gradscope.capture.norms import multiply
+from gradscope.capture.norms_host import single
 from gradscope.capture.recorder import Recorder
 
 _clip = clip_grad.clip_grad_norm_
-_kind = attrgetter("dtype", "layout", "is_cpu", "requires_grad")
-_SINGLE = {(torch.float32, torch.strided, True, False)}
 
 
 def clip_grad_norm_(
@@ -72,7 +70,7 @@ def clip_scale_free(one: Recorder, max_norm: float) -> None:
 @torch.no_grad()
 def _total(grads: list[torch.Tensor]) -> torch.Tensor | None:
     """Their norm as torch's own clipping computes it; None where they are not all plain float32."""
-    if {*map(_kind, grads)} != _SINGLE or not {*map(type, grads)} <= {torch.Tensor, torch.nn.Parameter}:
+    if not single(grads):
         return None
     norms = torch.stack(torch._foreach_norm(grads, 2.0))
     total: torch.Tensor = torch.linalg.vector_norm(norms, 2.0)

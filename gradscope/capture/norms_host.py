@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,10 @@ LOW, HIGH = 1e-12, 1e16
 """With the peak above LOW and the norm below HIGH, squares in float32 lose nothing that counts."""
 _INT, _UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)
 HALF = (torch.float16, torch.bfloat16)
+_kind = attrgetter("dtype", "layout", "is_cpu", "requires_grad")
+_SINGLE = (torch.float32, torch.strided, True, False)
+_PLAIN = {_SINGLE, *((dtype, *_SINGLE[1:]) for dtype in HALF)}
+_TYPES = {torch.Tensor, torch.nn.Parameter}
 
 
 def _rows_by_matmul(rows: Any, _: Any, out: Any) -> Any:
@@ -51,19 +56,10 @@ class _Chunk(NamedTuple):
     starts: NDArray[np.intp]
 
 
-class _Block(NamedTuple):
-    """A part of a large gradient: its elements, its whole rows, where their sums go, and its number among all blocks."""
-
-    elements: slice
-    rows: slice
-    sums: NDArray[np.float32]
-    number: int
-
-
 @dataclass
 class _Large:
-    """Large gradients, read one by one, block by block. `sums` has a place a row, the last one of a gradient for what is
-    left of it; `tops` and `bottoms` have the bits of each block's largest and most negative element.
+    """Large gradients, read one by one. `begin[i]`: where gradient i's sums of rows begin in `sums`, and where the bits of
+    its blocks' largest and most negative elements begin in `tops` and `bottoms`.
     """
 
     places: list[int]
@@ -73,19 +69,11 @@ class _Large:
     def __post_init__(self) -> None:
         rows, blocks = (np.cumsum([0, *(-(-size // each) for size in self.sizes)]) for each in (ROW, BLOCK))
         self.index, self.elements = np.array(self.places, int), np.array(self.sizes, int)
-        self.first_row, self.first_block, self.end_row = rows[:-1], blocks[:-1], rows[1:].tolist()
-        self.sums, self.scales = np.empty(rows[-1], np.float32), [1.0] * len(self.places)
+        self.first_row, self.first_block = rows[:-1], blocks[:-1]
+        self.begin = list(zip(rows.tolist(), blocks.tolist(), strict=True))
+        self.sums, self.scales = np.empty(rows[-1], np.float32), np.ones(len(self.places), np.float32)
         self.tops, self.bottoms = np.empty(blocks[-1], _INT), np.empty(blocks[-1], _UNSIGNED)
         self.scratch = np.empty(BLOCK, np.float32)
-        self.blocks = [self._blocks(*one) for one in zip(self.sizes, rows.tolist(), blocks.tolist(), strict=False)]
-
-    def _blocks(self, size: int, row: int, number: int) -> list[_Block]:
-        found = []
-        for k, begin in enumerate(range(0, size, BLOCK)):
-            elements = slice(begin, min(begin + BLOCK, size))
-            rows = slice(begin // ROW, elements.stop // ROW)
-            found.append(_Block(elements, rows, self.sums[row + rows.start : row + rows.stop], number + k))
-        return found
 
 
 @dataclass
@@ -184,15 +172,14 @@ def _read_large(plan: _Plan, grads: list[Any], norms: Norms) -> None:
         _sum_tensor(large, i, grads[place])
     peaks = np.maximum.reduceat(_sizes(large.tops, large.bottoms), large.first_block)
     squares = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)
-    used, least = np.array(large.scales), _least_square() * large.elements
+    used, least = large.scales.copy(), _least_square() * large.elements
     lost = ~((squares >= least) & (squares < np.inf)) & (peaks > 0) & (peaks < np.inf)
     for i in np.flatnonzero(lost).tolist():
         large.scales[i] = used[i] = _scale(float(peaks[i]))
         _sum_tensor(large, i, grads[large.places[i]])
         squares[i] = np.add.reduceat(large.sums, large.first_row, dtype=np.float64)[i]
-    squares /= used**2
-    for i in np.flatnonzero((used != 1.0) & (squares >= least) & (peaks < HIGH)).tolist():
-        large.scales[i] = 1.0
+    squares /= used.astype(np.float64) ** 2
+    large.scales[(squares >= least) & (peaks < HIGH)] = 1.0
     norms.norm[large.index] = squares
     norms.peak[large.index] = peaks
 
@@ -210,34 +197,28 @@ def _scale(peak: float) -> float:
 
 def _sum_tensor(large: _Large, i: int, gradient: Any) -> None:
     """Σg² of each row of one gradient, times its scale², and the two maxima of each block, taken once it is in the cache."""
-    array, size = _array(gradient, large.sizes[i], large.half[i]), large.sizes[i]
-    if large.half[i] or large.scales[i] != 1.0:
-        for block in large.blocks[i]:
-            values = array[block.elements]
-            _sum_block(large, i, values.float().numpy() if large.half[i] else values, block)
-        return
-    whole, tops, bottoms = size - size % ROW, large.tops, large.bottoms
-    rows, signed, unsigned = array[:whole].reshape(-1, ROW), array.view(_INT), array.view(_UNSIGNED)
-    for elements, some, sums, number in large.blocks[i]:
-        block = rows[some]
-        _square_rows(block, block, out=sums)
-        tops[number] = _highest(signed[elements])
-        bottoms[number] = _highest(unsigned[elements])
-    if whole < size:
-        large.sums[large.end_row[i] - 1] = array[whole:].dot(array[whole:])
+    half, scale = large.half[i], large.scales[i]
+    array = _array(gradient, large.sizes[i], half)
+    row, number = large.begin[i]
+    for begin in range(0, len(array), BLOCK):
+        block = array[begin : begin + BLOCK]
+        if half:
+            block = block.float().numpy()
+        scaled = block if scale == 1.0 else np.multiply(block, scale, out=large.scratch[: len(block)])
+        _square(scaled, large.sums[row : row + ROWS])
+        large.tops[number], large.bottoms[number] = _highest(block.view(_INT)), _highest(block.view(_UNSIGNED))
+        row += ROWS
+        number += 1
 
 
-def _sum_block(large: _Large, i: int, array: Any, block: _Block) -> None:
-    """The same for one block of a gradient that is scaled first, or of a half."""
-    size, scale = len(array), large.scales[i]
-    whole = size - size % ROW
-    scaled = np.multiply(array, scale, out=large.scratch[:size]) if scale != 1.0 else array
-    rows = scaled[:whole].reshape(-1, ROW)
-    _square_rows(rows, rows, out=block.sums)
-    if whole < size:
-        large.sums[large.end_row[i] - 1] = scaled[whole:].dot(scaled[whole:])
-    large.tops[block.number] = _highest(array.view(_INT))
-    large.bottoms[block.number] = _highest(array.view(_UNSIGNED))
+def _square(block: Any, sums: Any) -> None:
+    """Σg² of each row of a block."""
+    rows, rest = divmod(len(block), ROW)
+    if rows:
+        whole = block[: rows * ROW].reshape(rows, ROW)
+        _square_rows(whole, whole, out=sums[:rows])
+    if rest:
+        sums[rows] = block[rows * ROW :].dot(block[rows * ROW :])
 
 
 def _correct(grads: list[Any], plan: _Plan, norms: Norms) -> None:
@@ -268,14 +249,12 @@ def _planned(grads: list[Any]) -> _Plan:
 
 def plain(gradient: Any) -> bool:
     """Whether it is an ordinary tensor of single or half precision in main memory."""
-    return (
-        type(gradient) in (torch.Tensor, torch.nn.Parameter)
-        and gradient.layout == torch.strided
-        and gradient.dtype in (torch.float32, *HALF)
-        and gradient.device.type == "cpu"
-        and gradient.numel() > 0
-        and not gradient.requires_grad
-    )
+    return type(gradient) in _TYPES and _kind(gradient) in _PLAIN and gradient.numel() > 0
+
+
+def single(gradients: Sequence[Any]) -> bool:
+    """Whether there are some and all are ordinary tensors of single precision in main memory."""
+    return {*map(_kind, gradients)} == {_SINGLE} and {*map(type, gradients)} <= _TYPES
 
 
 def _chunks(grads: list[Any], groups: list[list[int]]) -> list[_Chunk]:

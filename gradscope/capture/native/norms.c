@@ -1,8 +1,8 @@
 /* L2 norm and largest |g| of many float32 arrays, each read once.
 
-   Rows of 2,048 are summed in float32 and the rows in float64; a row whose squares leave the range of float32 is summed again
-   times a power of two, which loses nothing, while it is in the cache. The largest |g| is taken from the bits without their sign, which are ordered as the
-   sizes are, and NaN above all. Needs GCC or Clang. */
+   Rows of 2,048 are summed in float32 and the rows in float64; a row whose squares leave the range of float32 is summed
+   again times a power of two, which loses nothing, while it is in the cache. The largest |g| is taken from the bits without
+   their sign, which are ordered as the sizes are, and NaN above all. Needs GCC or Clang. */
 
 #include <float.h>
 #include <math.h>
@@ -20,7 +20,7 @@ enum { PARTS = 4, ROW = 2048, UNSIGNED = 0x7fffffff };
 /* A mean square of float32 above this loses less than 1e-7 of itself to squares that are flushed to zero. */
 static const double LEAST = 1e-31;
 
-/* 2^-80 for large values, 1, and 2^96 for small ones. Where one is too small or large, the next one is not too large or small. */
+/* 2^-80 for large values, 1, and 2^96 for small ones: where one is too large or small, the next one is not the other. */
 static const float SCALES[] = {0x1p-80f, 1.0f, 0x1p96f};
 
 /* The index of the scale to take instead; the same where nothing was lost, or nothing can be done about it. */
@@ -56,8 +56,8 @@ int norms_width(void) {
     return 4;
 }
 
-/* `norms[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, NaN where that is null, by vectors of `width`, of which the
-   processor must be capable. With a `factor`, each value is multiplied by it once it was read. Returns the sum of the
+/* `norms[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, NaN where that is null, by vectors of `width`, of which
+   the processor must be capable. With a `factor`, each value is multiplied by it once it was read. Returns the sum of the
    squared norms. */
 double norms(float *const *values, const int64_t *sizes, int64_t count, const float *factor, int width, double *norms,
              double *peaks) {

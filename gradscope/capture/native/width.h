@@ -73,10 +73,7 @@ TARGET static double NAMED(all)(float *const *values, const int64_t *sizes, int6
             norms[i] = peaks[i] = NAN;
             continue;
         }
-        if (factor)
-            NAMED(read)(values[i], sizes[i], factor, norms + i, peaks + i);
-        else
-            NAMED(read)(values[i], sizes[i], 0, norms + i, peaks + i);
+        NAMED(read)(values[i], sizes[i], factor, norms + i, peaks + i);
         sum += norms[i] * norms[i];
     }
     return sum;
