@@ -16,10 +16,10 @@ from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
 from gradscope.capture.trials import UNCHANGED, both, longer_warmup, run_trial, scaled_group, scaled_layer
+from gradscope.runs.files import TRIALS_DIR
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Ending, Header, Trial
-from gradscope.runs.tables import TRIALS_DIR
 from gradscope.runs.writer import write_header
 
 if TYPE_CHECKING:

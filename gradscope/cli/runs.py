@@ -10,14 +10,13 @@ import typer
 
 from gradscope.cli.options import emit, tell
 from gradscope.errors import RunFormatError, UsageError
+from gradscope.runs.catalogue import home, is_gone, list_runs
 
 
 def runs_command(
     output_format: Annotated[str, typer.Option("--format", "-f", help="table, json or jsonl.")] = "table",
 ) -> None:
     """List the recorded runs, newest last."""
-    from gradscope.runs.catalogue import home, list_runs
-
     rows = [_row(path) for path in list_runs()]
     if output_format == "json":
         typer.echo(json.dumps(rows, indent=1))
@@ -32,7 +31,6 @@ def runs_command(
 
 
 def _row(path: Path) -> dict[str, Any]:
-    from gradscope.runs.catalogue import is_gone
     from gradscope.runs.reader import read_header
 
     try:

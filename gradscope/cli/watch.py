@@ -14,6 +14,7 @@ import typer
 
 from gradscope.cli.live import sparkline
 from gradscope.cli.options import RunArgument, emit, tell
+from gradscope.runs.catalogue import find_run, is_gone
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.model import Finding
@@ -30,7 +31,6 @@ def watch_command(
     ] = 1.0,
 ) -> None:
     """Follow a run that is being recorded: loss, global norm, leading layers, findings as they appear. Ctrl-C ends it."""
-    from gradscope.runs.catalogue import find_run
     from gradscope.runs.follow import Follower
 
     path = find_run(run)
@@ -53,8 +53,6 @@ class Watcher:
 
     def look(self) -> bool:
         """Print what is new. True once nothing more can come."""
-        from gradscope.runs.catalogue import is_gone
-
         gone = is_gone(self._follower.header.pid)
         rows = self._follower.poll()
         ending = self._follower.header.ending

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
-from gradscope.diagnosis.series import Indexes, median
+from gradscope.diagnosis.series import Indexes, deviation, median
 from gradscope.diagnosis.window import seen_in_window
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
@@ -146,7 +146,7 @@ def _sweep(run: Run) -> Indexes:
 
 
 def _spread(values: Floats) -> float:
-    return 1.4826 * median(np.abs(values - median(values)))
+    return deviation(values - median(values))
 
 
 def _ints(indexes: Indexes) -> tuple[int, ...]:

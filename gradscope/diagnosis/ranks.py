@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.series import Bools, log10, median
+from gradscope.diagnosis.series import Bools, deviation, log10
 from gradscope.diagnosis.window import nonfinite_losses
 from gradscope.runs.run import Floats, Run
 
@@ -92,7 +92,7 @@ def beside_others(losses: RankLosses) -> tuple[NDArray[np.int64], Floats]:
 
 def spread(deviations: Floats) -> float:
     """How far ranks usually lie apart, in decades: 1.4826 × the median deviation + .05."""
-    return 1.4826 * median(np.abs(deviations)) + 0.05
+    return deviation(deviations) + 0.05
 
 
 def named(ranks: tuple[int, ...]) -> str:

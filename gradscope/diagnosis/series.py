@@ -98,6 +98,11 @@ def median(values: Any) -> float:
     return percentile(kept, 50.0) if len(kept) else float("nan")
 
 
+def deviation(differences: Any) -> float:
+    """1.4826 × the median size of differences from a middle: their standard deviation if they were normal."""
+    return 1.4826 * median(np.abs(differences))
+
+
 def level(losses: Any) -> float:
     """Where losses lie: the median of their sizes; where nine tenths of them are below zero, their median, negative."""
     kept = np.asarray(losses, float)

@@ -139,7 +139,7 @@ def _stays_blown(run: Run) -> Explosion | None:
     before = running_median(seen.norms, BEFORE, EARLY_LOSSES)
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
-    ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if _of_the_plan(trial))]
+    ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
     if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES)):
         return None
     row = int(np.argmax(jumps))
@@ -147,7 +147,8 @@ def _stays_blown(run: Run) -> Explosion | None:
     return _explosion(run, seen.norm_rows[row:], seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
 
 
-def _of_the_plan(trial: Run) -> bool:
+def of_the_plan(trial: Run) -> bool:
+    """Whether a trial rehearses the plan at its own learning rate, unclipped."""
     made = trial.header.trial
     return made is not None and made.kind == "rehearsal" and made.lr_factor == 1.0 and made.max_norm is None
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gradscope.errors import RunNotFoundError, UsageError
-from gradscope.runs import tables
+from gradscope.runs import files
 
 HOME = ".gradscope"
 
@@ -41,7 +41,7 @@ def new_run_directory(name: str, root: Path | None = None) -> Path:
 
 def list_runs(root: Path | None = None) -> list[Path]:
     """Every run directory, oldest first."""
-    return sorted(path.parent for path in (home(root) / "runs").glob(f"*/{tables.HEADER_FILE}"))
+    return sorted(path.parent for path in (home(root) / "runs").glob(f"*/{files.HEADER_FILE}"))
 
 
 def find_run(reference: str | None = None, root: Path | None = None) -> Path:
@@ -50,7 +50,7 @@ def find_run(reference: str | None = None, root: Path | None = None) -> Path:
     Raises:
         RunNotFoundError: none fits, or several do.
     """
-    if reference and (Path(reference) / tables.HEADER_FILE).is_file():
+    if reference and (Path(reference) / files.HEADER_FILE).is_file():
         return Path(reference)
     if reference and reference != "latest":
         return _by_prefix(reference, list_runs(root), home(root))
@@ -75,7 +75,7 @@ def _by_prefix(reference: str, runs: list[Path], base: Path) -> Path:
         names = ", ".join(run.name for run in fitting[:5])
         raise RunNotFoundError(f"{len(fitting)} runs begin with {reference!r}: {names}; write more of the id")
     if Path(reference).is_dir():
-        raise RunNotFoundError(f"{reference} is not a gradscope run: it has no {tables.HEADER_FILE}")
+        raise RunNotFoundError(f"{reference} is not a gradscope run: it has no {files.HEADER_FILE}")
     raise RunNotFoundError(f"no run {reference!r} in {base}; list them with: gradscope runs")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradscope.runs import tables
+from gradscope.runs import files, tables
 from gradscope.runs.reader import read_header
 from gradscope.runs.schema import Header
 
@@ -42,7 +42,7 @@ class Follower:
     def poll(self) -> Rows | None:
         """The rows that are new, or None."""
         self.header = read_header(self.directory)
-        path = self.directory / tables.STEPS_FILE
+        path = self.directory / files.STEPS_FILE
         if path.stat().st_ino != self._file_id:  # begun, or thinned out into a new file
             self._offset, self._file_id = 0, path.stat().st_ino
         batches = self._batches(path)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-RANKS_DIR = "ranks"
+from gradscope.runs.files import RANKS_DIR
+
 _RECORD = struct.Struct("<qd")
 _COLUMNS = np.dtype([("step", "<i8"), ("loss", "<f8")])
 

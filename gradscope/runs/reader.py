@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradscope.errors import RunFormatError, RunNotFoundError
-from gradscope.runs import tables
+from gradscope.runs import files, tables
 from gradscope.runs.ranks import read_ranks
 from gradscope.runs.run import ProbeTable, Run
 from gradscope.runs.schema import SCHEMA_VERSION, Header, from_json
@@ -33,11 +33,11 @@ def load_run(path: str | Path) -> Run:
     header = read_header(directory)
     parameters = len(header.parameters)
     steps, matrices, torn = _read(
-        directory / tables.STEPS_FILE, tables.steps_schema(parameters), ("grad_norm", "grad_max")
+        directory / files.STEPS_FILE, tables.steps_schema(parameters), ("grad_norm", "grad_max")
     )
-    probes, _, probes_torn = _read(directory / tables.PROBES_FILE, tables.PROBES)
+    probes, _, probes_torn = _read(directory / files.PROBES_FILE, tables.PROBES)
     notes = torn + probes_torn
-    children = sorted((directory / tables.TRIALS_DIR).glob(f"*/{tables.HEADER_FILE}"))
+    children = sorted((directory / files.TRIALS_DIR).glob(f"*/{files.HEADER_FILE}"))
     trials = {}
     for child in children:
         try:
@@ -53,9 +53,9 @@ def read_header(directory: Path) -> Header:
     Raises:
         RunFormatError: as for `load_run`.
     """
-    path = directory / tables.HEADER_FILE
+    path = directory / files.HEADER_FILE
     if not path.is_file():
-        raise RunFormatError(f"{directory} is not a gradscope run: it has no {tables.HEADER_FILE}")
+        raise RunFormatError(f"{directory} is not a gradscope run: it has no {files.HEADER_FILE}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["schema_version"]

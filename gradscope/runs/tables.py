@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-STEPS_FILE = "steps.arrow"
-PROBES_FILE = "probes.arrow"
-HEADER_FILE = "run.json"
-TRIALS_DIR = "trials"
-
 PROBES = pa.schema(
     [
         ("step", pa.int64()),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradscope.runs import tables
+from gradscope.runs import files, tables
 from gradscope.runs.schema import Ending, Header, Trial, to_json
 
 FLUSH_SECONDS = 0.25
@@ -45,8 +45,8 @@ class RunWriter:
         self._rows = _RowBuffer(len(header.parameters))
         self._probes: list[tuple[int, str, str, int, float]] = []
         self._files: list[Any] = []
-        self._steps = self._open(tables.STEPS_FILE, self._rows.schema)
-        self._probe_stream = self._open(tables.PROBES_FILE, tables.PROBES)
+        self._steps = self._open(files.STEPS_FILE, self._rows.schema)
+        self._probe_stream = self._open(files.PROBES_FILE, tables.PROBES)
         self._closed = threading.Event()
         self._flusher = threading.Thread(target=self._flush_often, name="gradscope-writer", daemon=True)
         write_header(directory, header)
@@ -112,7 +112,7 @@ class RunWriter:
     def trial(self, trial: Trial, **changes: Any) -> RunWriter:
         """A child run in `trials/<name>/`, with this run's header but for `changes`."""
         header = dataclasses.replace(self.header, trial=trial, ending=Ending(), **changes)
-        return RunWriter(self.directory / tables.TRIALS_DIR / trial.name, header)
+        return RunWriter(self.directory / files.TRIALS_DIR / trial.name, header)
 
     def flush(self) -> None:
         """Write every row added so far."""
@@ -128,7 +128,7 @@ class RunWriter:
                 self._guarded(lambda: self._rewrite(every))
 
     def _rewrite(self, every: int) -> None:
-        path = self.directory / tables.STEPS_FILE
+        path = self.directory / files.STEPS_FILE
         scratch = path.with_suffix(".tmp")
         thinned, count = self._open(scratch.name, self._rows.schema), 0
         with pa.OSFile(str(path), "rb") as file:
@@ -224,7 +224,7 @@ def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 def write_header(directory: Path, header: Header) -> None:
     """Write `run.json` so that a reader sees the old one or the new one, never half."""
-    path = directory / tables.HEADER_FILE
+    path = directory / files.HEADER_FILE
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(to_json(header), indent=1, default=str), encoding="utf-8")
     scratch.replace(path)

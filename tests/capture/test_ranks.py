@@ -38,6 +38,14 @@ def model():
     return nn.Linear(3, 1)
 
 
+def become_the_other(become, model, tmp_path):
+    """Rank 1, where rank 0 has begun a run of the model."""
+    become(0)
+    with Recorder(model, directory=tmp_path / "run"):
+        pass
+    become(1)
+
+
 def train(recorder, losses):
     for loss in losses:
         recorder.tensors[0].grad = torch.ones_like(recorder.tensors[0])
@@ -95,10 +103,7 @@ def test_a_directory_on_another_host_is_not_made_here(become, model, tmp_path):
 
 
 def test_another_model_is_another_run(become, model, tmp_path):
-    become(0)
-    with Recorder(model, directory=tmp_path / "run"):
-        pass
-    become(1)
+    become_the_other(become, model, tmp_path)
     with Recorder(nn.Sequential(nn.Linear(3, 1))) as other:
         train(other, [1.0])
     assert load_run(tmp_path / "run").ranks == {}
@@ -107,10 +112,7 @@ def test_another_model_is_another_run(become, model, tmp_path):
 def test_a_trial_of_another_rank_writes_nothing(become, model, tmp_path):
     from gradscope.runs.schema import Trial
 
-    become(0)
-    with Recorder(model, directory=tmp_path / "run"):
-        pass
-    become(1)
+    become_the_other(become, model, tmp_path)
     with Recorder(model) as other:
         train(other, [1.0])
         with other.trial(Trial("rehearsal", "x1")) as child:
@@ -120,10 +122,7 @@ def test_a_trial_of_another_rank_writes_nothing(become, model, tmp_path):
 
 
 def test_a_forked_child_writes_nothing(become, model, tmp_path):
-    become(0)
-    with Recorder(model, directory=tmp_path / "run"):
-        pass
-    become(1)
+    become_the_other(become, model, tmp_path)
     with Recorder(model) as other:
         train(other, [1.0])
         if (child := os.fork()) == 0:

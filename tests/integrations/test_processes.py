@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from gradscope.runs.reader import load_run
-from gradscope.runs.run import Run
+from tests.integrations.processes import ROOT, recorded, run
 
-ROOT = Path(__file__).parents[2]
 SPEAKS = """
 import os, sys
 sys.stdout.buffer.write(bytes(range(256)))
@@ -110,26 +109,6 @@ def steps(count):
         optimizer.step()
 steps(3)
 """
-
-
-def run(folder: Path, *command: str, code: int = 0, **options: object) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        check=False,
-        timeout=300,
-        **options,
-    )
-    assert done.returncode == code, done.stderr.decode()
-    return done
-
-
-def recorded(folder: Path) -> Run:
-    (only,) = (folder / ".gradscope" / "runs").iterdir()
-    return load_run(only)
 
 
 @pytest.fixture

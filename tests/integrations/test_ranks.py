@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 import pytest
 
 from gradscope.diagnosis.diagnose import diagnose
-from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
+from tests.integrations.processes import ROOT, recorded, run
 
-ROOT = Path(__file__).parents[2]
 POISONED = """
 import torch, torch.distributed as dist
 from torch import nn
@@ -63,18 +61,8 @@ dist.destroy_process_group()
 def torchrun(folder: Path, script: str, *options: str) -> Run:
     (folder / "train.py").write_text(script)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("GRADSCOPE_")}
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "gradscope", "record", *options, "train.py"],
-        cwd=folder,
-        env={**plain, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    (only,) = (folder / ".gradscope" / "runs").iterdir()
-    return load_run(only)
+    run(folder, *launcher, "-m", "gradscope", "record", *options, "train.py")
+    return recorded(folder)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from gradscope.errors import RunFormatError, RunNotFoundError
 from gradscope.recommendation import basis
 from gradscope.report.build import build_report
 from gradscope.report.renderers import renderer
-from gradscope.runs import reader, stream, tables
+from gradscope.runs import files, reader, stream
 from gradscope.runs import run as run_module
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
@@ -34,7 +34,7 @@ def directory(tmp_path):
 
 
 def test_every_torn_tail_is_read_up_to_its_last_whole_row(directory):
-    path = directory / tables.STEPS_FILE
+    path = directory / files.STEPS_FILE
     whole = path.read_bytes()
     seen = set()
     for length in range(0, len(whole), 11):
@@ -53,7 +53,7 @@ def test_every_torn_tail_is_read_up_to_its_last_whole_row(directory):
 def test_a_damaged_stream_is_read_or_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")
     run = make_run(folder, norms=[1.0, 2.0, 3.0], probes=[(0, "forward_gain", ["fc1"], [1.0])])
-    path = run.path / data.draw(st.sampled_from([tables.STEPS_FILE, tables.PROBES_FILE]))
+    path = run.path / data.draw(st.sampled_from([files.STEPS_FILE, files.PROBES_FILE]))
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
         content[place] = data.draw(st.integers(0, 255))
@@ -67,13 +67,13 @@ def test_a_damaged_stream_is_read_or_refused(tmp_path_factory, data):
 @given(st.binary(max_size=300))
 def test_a_foreign_file_is_refused_or_empty(tmp_path_factory, content):
     run = make_run(tmp_path_factory.mktemp("foreign"), norms=[1.0])
-    (run.path / tables.STEPS_FILE).write_bytes(content)
+    (run.path / files.STEPS_FILE).write_bytes(content)
     with contextlib.suppress(RunFormatError):
         assert len(load_run(run.path).step) == 0
 
 
 def test_a_stream_of_other_columns_is_refused(directory):
-    shutil.copy(directory / tables.PROBES_FILE, directory / tables.STEPS_FILE)
+    shutil.copy(directory / files.PROBES_FILE, directory / files.STEPS_FILE)
     with pytest.raises(RunFormatError, match=r"steps\.arrow: its columns are not those that run\.json tells of"):
         load_run(directory)
 
@@ -81,7 +81,7 @@ def test_a_stream_of_other_columns_is_refused(directory):
 def test_a_stream_of_more_or_fewer_parameters_is_not_read(directory, tmp_path):
     def put(layers):
         other = make_run(tmp_path / "other", norms=[1.0, 2.0], layers=layers)
-        shutil.copy(other.path / tables.STEPS_FILE, directory / tables.STEPS_FILE)
+        shutil.copy(other.path / files.STEPS_FILE, directory / files.STEPS_FILE)
 
     put(("a", "b", "c", "d"))
     with pytest.raises(RunFormatError, match=r"its columns are not those that run\.json tells of"):
@@ -109,7 +109,7 @@ def test_a_damaged_description_of_the_columns_ends_no_process(tmp_path, name, ch
 
 
 def test_a_missing_table_is_said(directory):
-    (directory / tables.PROBES_FILE).unlink()
+    (directory / files.PROBES_FILE).unlink()
     with pytest.raises(RunFormatError, match=r"probes\.arrow: missing"):
         load_run(directory)
 
@@ -122,7 +122,7 @@ def test_a_directory_that_is_not_there_or_not_a_run(tmp_path):
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(directory):
-    path = directory / tables.HEADER_FILE
+    path = directory / files.HEADER_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(RunFormatError, match=r"newer gradscope.*upgrade"):
         load_run(directory)
@@ -143,7 +143,7 @@ def test_a_newer_schema_is_refused_with_what_to_do(directory):
     ],
 )
 def test_a_damaged_header_is_refused(directory, text):
-    (directory / tables.HEADER_FILE).write_text(text)
+    (directory / files.HEADER_FILE).write_text(text)
     with pytest.raises(RunFormatError, match=r"run\.json: not a readable run header"):
         read_header(directory)
 
@@ -162,7 +162,7 @@ def test_a_damaged_header_is_refused(directory, text):
     ],
 )
 def test_a_header_with_wrong_values_is_refused(directory, field, value):
-    path = directory / tables.HEADER_FILE
+    path = directory / files.HEADER_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(RunFormatError):
         read_header(directory)
@@ -177,7 +177,7 @@ def test_a_header_survives_json_and_unknown_keys(directory):
 
 
 def test_a_number_without_a_fraction_is_still_a_float(directory):
-    path = directory / tables.HEADER_FILE
+    path = directory / files.HEADER_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"overhead_s": 2}))
     assert isinstance(read_header(directory).overhead_s, float)
 
@@ -186,7 +186,7 @@ def test_a_damaged_trial_is_left_out_and_said(tmp_path):
     trial = (Trial("rehearsal", "x1"), [1.0], [1.0])
     run = make_run(tmp_path, norms=[1.0], trials={"x1": trial})
     assert list(run.trials) == ["x1"]
-    (run.trials["x1"].path / tables.STEPS_FILE).unlink()
+    (run.trials["x1"].path / files.STEPS_FILE).unlink()
     again = load_run(run.path)
     assert again.trials == {}
     assert again.notes[0].startswith("a trial was left out: ")
@@ -227,7 +227,7 @@ def test_a_large_run_gives_the_report_of_a_small_one(tmp_path, monkeypatch):
 def test_a_compressed_stream_reads_the_same(tmp_path, monkeypatch):
     norms = np.random.default_rng(0).lognormal(size=(300, 3)).astype(np.float32)
     plain = make_run(tmp_path, grad_norm=norms)
-    path = plain.path / tables.STEPS_FILE
+    path = plain.path / files.STEPS_FILE
     with pa.OSFile(str(path)) as file:
         whole = pa.ipc.open_stream(file).read_all()
     with pa.OSFile(str(path), "wb") as file:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from gradscope.errors import RunFormatError
-from gradscope.runs import tables, writer
+from gradscope.runs import files, tables, writer
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import Ending, Offender, Trial
 from gradscope.runs.writer import RunWriter
@@ -265,7 +265,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 def test_the_files_are_plain_arrow_streams(run):
     append(run, 0)
     run.close()
-    with pa.OSFile(str(run.directory / tables.STEPS_FILE)) as file:
+    with pa.OSFile(str(run.directory / files.STEPS_FILE)) as file:
         table = pa.ipc.open_stream(file).read_all()
     assert table.schema == tables.steps_schema(3)
     with pytest.raises(RunFormatError, match="has no"):

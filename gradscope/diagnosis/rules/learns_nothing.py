@@ -34,12 +34,15 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.rehearsals import horizon
-from gradscope.diagnosis.series import count, finding, number, percent
+from gradscope.diagnosis.series import count, deviation, finding, number, percent
 from gradscope.diagnosis.verdict import judge
+from gradscope.diagnosis.window import of_the_plan
 from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS204", "learns-nothing"
 EXPLODES = ("exploding", "will-explode")
+MEDIAN_ERROR = 1.2533
+"""Standard error of a median, in those of a mean."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,10 @@ def _fall(losses: Floats, count: int) -> _Lower:
     """The best part against the first."""
     parts = np.array_split(losses, count)
     medians = np.array([np.median(part) for part in parts])
-    noise = 1.4826 * np.median(np.concatenate([np.abs(p - m) for p, m in zip(parts, medians, strict=True)]))
+    noise = deviation(np.concatenate([p - m for p, m in zip(parts, medians, strict=True)]))
     first, best = float(medians[0]), float(medians.min())
     scale = abs(first) or 1.0
-    return _Lower(first, best, (first - best) / scale, float(1.2533 * noise / np.sqrt(len(parts[0])) / scale))
+    return _Lower(first, best, (first - best) / scale, MEDIAN_ERROR * noise / float(np.sqrt(len(parts[0]))) / scale)
 
 
 def _lead(trial: Run) -> _Lower | None:
@@ -127,20 +130,15 @@ def _lead(trial: Run) -> _Lower | None:
         return None
     shares = (others - own) / others
     middle = float(np.median(shares))
-    noise = 1.4826 * np.median(np.abs(shares - middle))
-    error = float(1.2533 * noise / np.sqrt(len(shares)))
+    error = MEDIAN_ERROR * deviation(shares - middle) / float(np.sqrt(len(shares)))
     before = float(np.median(others))
     return _Lower(before, before * (1 - middle), middle, error)
 
 
 def _rehearsal(run: Run) -> Run | None:
     """The first finite rehearsal at the planned rate."""
-    for trial in run.trials.values():
-        made = trial.header.trial
-        planned = made is not None and made.kind == "rehearsal" and made.lr_factor == 1.0 and made.max_norm is None
-        if planned and np.isfinite(trial.loss).all():
-            return trial
-    return None
+    planned = (trial for trial in run.trials.values() if of_the_plan(trial))
+    return next((trial for trial in planned if np.isfinite(trial.loss).all()), None)
 
 
 def _long(run: Run, trial: Run, enough: int) -> bool:

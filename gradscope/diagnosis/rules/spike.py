@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.model import Finding, Rule
-from gradscope.diagnosis.series import Bools, count, finding, number, percent, pre_clip_norms, running_median
+from gradscope.diagnosis.series import Bools, count, deviation, finding, number, percent, pre_clip_norms, running_median
 from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS203", "spike"
@@ -83,8 +83,7 @@ def _stands_out(norms: Floats, settings: Settings) -> Bools:
     far = np.zeros(len(norms), bool)
     for i in np.flatnonzero(logs - center > np.log10(settings.factor)):
         window = logs[max(0, i - settings.width) : i]
-        mad = np.median(np.abs(window - center[i]))
-        far[i] = (logs[i] - center[i]) / (1.4826 * mad + 0.05) > settings.z
+        far[i] = (logs[i] - center[i]) / (deviation(window - center[i]) + 0.05) > settings.z
     return far
 
 
