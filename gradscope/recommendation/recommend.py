@@ -56,6 +56,7 @@ def recommend(
     basis = choose_basis(run, by)
     found = thresholds(basis.sizes, asked)
     first = found[0]
+    comma = "," if "," in basis.words else ""
     plain = Recommendation(
         max_norm=first.max_norm,
         by=by,
@@ -68,7 +69,7 @@ def recommend(
         excluded=basis.excluded,
         measured_at=run.header.measured_at,
         verified=False,
-        reason=f"The {_ordinal(first.percentile)} percentile of {basis.words} is {number(first.max_norm)}; "
+        reason=f"The {_ordinal(first.percentile)} percentile of {basis.words}{comma} is {number(first.max_norm)}; "
         f"it clips {percent(first.clipped_fraction)} of them.",
         caveats=_caveats(run, basis),
         layers=_layers(basis, asked[0], by) if per_layer else (),

@@ -69,7 +69,7 @@ def _single(run: Run) -> list[Trial]:
 
 def _accused(run: Run, component: str) -> LayerRisk | None:
     """The layer most at risk that stands out by this cause."""
-    return next((one for one in rank_layers(run) if one.level == "high" and one.component == component), None)
+    return next((one for one in rank_layers(run) if one.level != "low" and one.component == component), None)
 
 
 def _fast_group(run: Run) -> tuple[int, float] | None:

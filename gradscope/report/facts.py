@@ -53,6 +53,8 @@ def _first_nonfinite(run: Run, offender: Offender) -> str:
     ranks = first_ranks(run)
     if ranks and 0 not in ranks.ranks and ranks.step <= offender.step:
         return f"loss of {named(ranks.ranks)} at step {ranks.step}"
+    if offender.went_first == "loss":
+        return f"the loss, at step {offender.step}"
     where = visible(offender.parameter or offender.layer or "unknown layer")
     return f"{offender.went_first} of {where} at step {offender.step}"
 

@@ -90,6 +90,7 @@ def test_a_clipped_window_of_unknown_limit_and_one_without_norms(tmp_path):
     }
     found = recommend(make_run(tmp_path, [1.0, INF], trials=trials))
     assert "clipped conservatively, since" in found.basis
+    assert "since the recorded window explodes, is " in found.reason
 
 
 def test_a_clean_window_is_used_although_a_clipped_one_is_there(tmp_path):

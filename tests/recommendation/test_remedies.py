@@ -40,6 +40,15 @@ def test_without_a_schedule_the_rate_of_the_optimizer_stands(tmp_path):
     assert "lr = 0 " in next_remedies(without)[0].note
 
 
+def test_a_layer_with_too_few_peers_to_be_accused_is_tried_too(tmp_path):
+    layers = [f"fc{i}" for i in range(3)]
+    scales = (0, "init_scale", [f"{layer}.weight" for layer in layers], [1, 12, 1])
+    parameters = make_header(layers).parameters
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, probes=[scales], plan=PLAN)
+    remedy = by_name(next_remedies(run))["init"]
+    assert (remedy.layer, remedy.layer_scale) == ("fc1", pytest.approx(1 / 12))
+
+
 def test_the_accused_layer_starts_like_its_peers(tmp_path):
     layers = [f"fc{i}" for i in range(6)]
     scales = (0, "init_scale", [f"{layer}.weight" for layer in layers], [1, 1, 20, 1, 1, 1])

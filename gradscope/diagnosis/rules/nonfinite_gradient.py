@@ -92,10 +92,11 @@ def _origin(run: Run, row: int) -> tuple[str | None, str]:
         return None, f"the loss of {named(ranks.ranks)} was nonfinite first, at step {ranks.step}"
     seen = run.header.first_nonfinite
     if seen is not None and seen.step == int(run.step[row]):
-        where = f"{seen.went_first} of {seen.layer or seen.parameter or 'the network'}"
         batch = "" if seen.batch is None else f", batch {seen.batch}"
-        first = "the loss itself was nonfinite first" if seen.went_first == "loss" else f"the {where} went first"
-        return seen.layer, f"{first}{batch}"
+        if seen.went_first == "loss":
+            return None, f"the loss itself was nonfinite first{batch}"
+        where = seen.layer or seen.parameter or "the network"
+        return seen.layer, f"the {seen.went_first} of {where} went first{batch}"
     losses = nonfinite_losses(run)[: row + 1]
     if losses.any():
         return None, f"the loss itself was nonfinite first, at step {run.step[int(np.argmax(losses))]}"

@@ -68,6 +68,7 @@ def test_loss_that_was_nonfinite_first_is_said_instead_of_a_layer(tmp_path):
     [
         (Offender(1, "fc2", "fc2.weight", "activation", batch=7), "activation of fc2 went first, batch 7", "fc2"),
         (Offender(1, None, None, "loss"), "the loss itself was nonfinite first", None),
+        (Offender(1, "fc2", "fc2.weight", "loss", batch=7), "the loss itself was nonfinite first, batch 7", None),
         (Offender(1, None, "scale", "gradient"), "gradient of scale went first", None),
     ],
 )
