@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from gradscope.workload.data import Data, no_data, read_data
 from gradscope.workload.forward import forward_error, on_a_copy, split_batch
 from gradscope.workload.losses import read_training
 from gradscope.workload.model import Batches, DataEndedError, Workload
-from gradscope.workload.models import device_of, is_lightning, is_uninitialized, model_piece, read_model
+from gradscope.workload.models import LOSS_NAMES, device_of, is_lightning, is_uninitialized, model_piece, read_model
 from gradscope.workload.move import to_device
-from gradscope.workload.optimizers import Scheduled, read_optimizers, read_schedulers
+from gradscope.workload.optimizers import OPTIMIZER_NAMES, SCHEDULER_NAMES, Scheduled, read_optimizers, read_schedulers
 from gradscope.workload.overrides import Overrides
 from gradscope.workload.plan import make_plan, setting
 from gradscope.workload.rng import seed_everything
@@ -29,6 +31,10 @@ from gradscope.workload.target import Source, Spec, find_source, import_source
 
 EPOCH_UNKNOWN = 1000
 """Optimizer steps an epoch is taken to have where the data does not say."""
+SETTINGS = ("training_step", "total_steps", "max_norm", "precision", "accumulate", "batch_size")
+OPTIONAL = (LOSS_NAMES, OPTIMIZER_NAMES, SCHEDULER_NAMES, *((name,) for name in SETTINGS))
+NEARLY = 0.85
+"""How alike two names are, by difflib, to be taken for one misspelled."""
 
 
 def read_workload(target: str, *, overrides: Overrides | None = None) -> Workload:
@@ -57,7 +63,8 @@ def read_workload(target: str, *, overrides: Overrides | None = None) -> Workloa
     schedulers, where = _schedulers(read_schedulers(spec, optimizers), data)
     base, told = _base_plan(spec, given, data), _told(spec, given)
     plan, schedulers, lines = make_plan(base, optimizers.values, schedulers, where, told, seed)
-    pieces = (model_piece(model, found), _data_piece(data, given), training.piece, optimizers.piece, *lines)
+    read = model_piece(model, found), _data_piece(data, given), training.piece, optimizers.piece
+    pieces = (*read, *lines, *_nearly_read(spec))
     return Workload(
         name=spec.module.__name__.rpartition(".")[2],
         source=target,
@@ -160,6 +167,19 @@ def _base_plan(spec: Spec, overrides: Overrides, data: Data) -> Plan:
 
 def _told(spec: Spec, overrides: Overrides) -> str:
     return "--total-steps" if overrides.total_steps is not None else spec.where("total_steps")
+
+
+def _nearly_read(spec: Spec) -> list[Piece]:
+    """Names of the file that are nearly one that is missing, and for which a default would stand unnoticed."""
+    missing = [names for names in OPTIONAL if all(spec.get(name) is None for name in names)]
+    wanted = [name for names in missing for name in names]
+    own = [name for name in spec.lines if not isinstance(spec.get(name), type | ModuleType | None)]
+    near = {name: get_close_matches(name, wanted, 1, NEARLY) for name in own}
+    return [
+        Piece("not read", name, spec.where(name), f"did you mean `{close[0]}`?")
+        for name, close in near.items()
+        if close
+    ]
 
 
 def _rows(batches: Batches) -> int | None:

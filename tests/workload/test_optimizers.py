@@ -269,3 +269,17 @@ def test_a_rate_that_is_a_tensor_is_read_as_a_number(write: Write) -> None:
     )
     assert [row[0] for row in workload.plan.lr[:3]] == [0.5, 0.25, 0.125]
     assert workload.optimizers[0].param_groups[0]["lr"] == torch.tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("optimzer = torch.optim.SGD(model.parameters(), lr=0.3)\n", [("optimzer", "did you mean `optimizer`?")]),
+        ("schedular = None\nmax_nrm = 9\n", [("max_nrm", "did you mean `max_norm`?")]),
+        ("optimizer = torch.optim.SGD(model.parameters(), lr=0.3)\noptimizers = [optimizer]\n", []),
+        ("from torch.optim import Optimizer\nimport torch.optim as optimizers\n", []),
+    ],
+)
+def test_a_name_that_is_nearly_read_is_told(write: Write, body: str, told: list[tuple[str, str]]) -> None:
+    workload = read_workload(write(BASE + body))
+    assert [(piece.value, piece.detail) for piece in workload.pieces if piece.piece == "not read"] == told
