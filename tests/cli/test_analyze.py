@@ -157,7 +157,7 @@ def test_a_bug_of_ours_is_exit_4(
     def broken(*_: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("gradscope.runs.catalogue.list_runs", broken)
+    monkeypatch.setattr("gradscope.cli.runs.list_runs", broken)
     result = gradscope(capsys, "runs")
     assert result.code == 4
     assert "please report it" in result.err
