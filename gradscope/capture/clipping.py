@@ -1,4 +1,4 @@
-"""Clipping that records: torch's `clip_grad_norm_`, with the gradients read in the pass that multiplies them."""
+"""Clipping that records: torch's `clip_grad_norm_`, by the norms that are recorded, so that the gradients are read once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch.nn.utils import clip_grad
 
 from gradscope.capture import recorder
-from gradscope.capture.norms import multiply
-from gradscope.capture.norms_host import single
+from gradscope.capture.norms_compiled import total_as_torch
 from gradscope.capture.recorder import Recorder
 
 _clip = clip_grad.clip_grad_norm_
@@ -42,18 +41,32 @@ def clip_recorded(
 ) -> torch.Tensor:
     """torch's clipping of the `tensors`' gradients, read by these `recorders` just before it.
 
-    One recorder reads them as they are multiplied, and a multiplication by exactly 1 is left out.
+    Where one recorder reads just these, torch does not read them again.
     """
     max_norm = float(max_norm)
     if len(recorders) == 1 and norm_type == 2.0 and foreach is not False and recorders[0].reads(tensors):
-        total = _total([tensor.grad for tensor in tensors if tensor.grad is not None])
-        if total is not None and math.isfinite(total.item()):
-            factor = (max_norm / (total + 1e-6)).item()
-            recorders[0].measure(max_norm=max_norm, factor=1.0 if factor >= 1.0 else factor)
+        total = _clip_as_read(recorders[0], tensors, max_norm)
+        if total is not None:
             return total
     for one in recorders:
         one.measure(max_norm=max_norm if norm_type == 2.0 else None)
     return _clip(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
+
+
+@torch.no_grad()
+def _clip_as_read(one: Recorder, tensors: list[torch.Tensor], max_norm: float) -> torch.Tensor | None:
+    """Clip by the norms that the recorder reads here; None, with nothing changed, where torch has to read for itself."""
+    norms = one.measure(max_norm=max_norm).norms
+    if norms.as_torch is None:
+        return None
+    places = [one.places[id(tensor)] for tensor in tensors if tensor.grad is not None]
+    total = total_as_torch(norms.as_torch[places])
+    if total is None or not math.isfinite(total):
+        return None
+    result = torch.tensor(total, dtype=torch.float32, device="cpu")
+    grads = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    torch._foreach_mul_(grads, torch.clamp(max_norm / (result + 1e-6), max=1.0))
+    return result
 
 
 @torch.no_grad()
@@ -64,14 +77,6 @@ def clip_scale_free(one: Recorder, max_norm: float) -> None:
     """
     total = one.measure(max_norm=max_norm).global_norm
     if not total <= max_norm:
-        multiply([tensor.grad for tensor in one.tensors], max_norm / total)
-
-
-@torch.no_grad()
-def _total(grads: list[torch.Tensor]) -> torch.Tensor | None:
-    """Their norm as torch's own clipping computes it; None where they are not all plain float32."""
-    if not single(grads):
-        return None
-    norms = torch.stack(torch._foreach_norm(grads, 2.0))
-    total: torch.Tensor = torch.linalg.vector_norm(norms, 2.0)
-    return total
+        for tensor in one.tensors:
+            if tensor.grad is not None:
+                tensor.grad.mul_(max_norm / total)

@@ -19,7 +19,7 @@ class Norms:
     """One number a tensor: `norm` (L2) and `peak` (largest |g|), float64, NaN where there is no gradient.
 
     `present` tells a missing gradient from one that holds a NaN; `nonfinite` counts elements that are NaN or infinite.
-    `sum_square`: Σ norm², where it was found on the way.
+    `sum_square`: Σ norm², and `as_torch`: each norm as torch's own clipping rounds it, where they were found on the way.
     """
 
     norm: NDArray[np.float64]
@@ -27,6 +27,7 @@ class Norms:
     present: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
     sum_square: float | None = None
+    as_torch: NDArray[np.float32] | None = None
     ready: ClassVar[bool] = True
 
     @property
@@ -73,13 +74,6 @@ def root_sum_square(norms: NDArray[np.float64]) -> float:
 def missing(count: int) -> Norms:
     """Norms of `count` tensors before any gradient was read."""
     return Norms(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool), np.zeros(count, np.int64))
-
-
-def multiply(grads: Sequence[torch.Tensor | None], factor: float) -> None:
-    """Multiply gradients in place."""
-    for gradient in grads if factor != 1.0 else ():
-        if gradient is not None:
-            gradient.mul_(factor)
 
 
 def exact(gradient: torch.Tensor) -> tuple[float, float, int]:

@@ -6,19 +6,20 @@ The pass itself is `native/norms.c`. `width`: floats that the processor is asked
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradscope.capture.norms import Norms, exact, multiply
+from gradscope.capture.norms import Norms, exact
 from gradscope.capture.norms_host import HALF, HostNorms, plain
 
 _bytes, _on_host, _contiguous = attrgetter("nbytes"), attrgetter("is_cpu"), torch.Tensor.is_contiguous
@@ -32,7 +33,7 @@ def _loaded() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.norms.argtypes = [pointer, pointer, number, pointer, ctypes.c_int, pointer, pointer]
+    library.norms.argtypes = [pointer, pointer, number, ctypes.c_int, pointer, pointer, pointer]
     library.norms.restype = ctypes.c_double
     return library
 
@@ -40,6 +41,10 @@ def _loaded() -> ctypes.CDLL | None:
 _LIBRARY = _loaded()
 WIDTH: int = _LIBRARY.norms_width() if _LIBRARY else 0
 """Floats handled at once by this processor; 0 where nothing is compiled."""
+
+
+TRIED_SIZES = (*range(1, 50), *range(1, 50), 1021, 4099, 1 << 17, 300_007)
+"""Of values that tell how torch rounds: with every rest of its vectors, and enough for its threads to share."""
 
 
 def host_norms(tensors: Sequence[torch.Tensor]) -> HostNorms:
@@ -71,7 +76,7 @@ class CompiledNorms(HostNorms):
         self._width = width
         self._layout: _Layout | None = None
 
-    def _read(self, grads: list[Any], factor: float) -> Norms:
+    def _read(self, grads: list[Any]) -> Norms:
         layout = self._layout or _laid_out(grads)
         addresses = _addresses(grads, layout)
         if addresses is None:
@@ -79,36 +84,59 @@ class CompiledNorms(HostNorms):
             addresses = _addresses(grads, layout)
         assert addresses is not None
         self._layout = layout
-        results = np.empty((2, len(grads)))
-        sum_square = self._call(addresses, layout.sizes, results, factor)
-        if factor != 1.0:
-            torch.autograd.graph.increment_version([grads[place] for place in layout.direct])
-        if layout.direct and math.isfinite(sum_square) and not (layout.copied or layout.odd):
-            return Norms(results[0], results[1], layout.present, layout.nonfinite, sum_square)
-        norms = Norms(results[0], results[1], layout.present, layout.nonfinite.copy())
-        return self._finished(grads, layout, norms, factor)
+        found = _read_at(addresses, layout.sizes, self._width)
+        if layout.direct and math.isfinite(found.sum_square) and not (layout.copied or layout.odd):
+            return Norms(found.norm, found.peak, layout.present, layout.nonfinite, found.sum_square, found.as_torch)
+        norms = Norms(found.norm, found.peak, layout.present, layout.nonfinite.copy())
+        return self._finished(grads, layout, norms)
 
-    def _finished(self, grads: list[Any], layout: _Layout, norms: Norms, factor: float) -> Norms:
+    def _finished(self, grads: list[Any], layout: _Layout, norms: Norms) -> Norms:
         """With the gradients that are not read in place, and the nonfinite values counted."""
         for place in layout.copied:
-            values, result = grads[place].detach().float().numpy().ravel("K"), np.empty((2, 1))
-            self._call(array("q", [values.ctypes.data]), np.array([values.size]), result, 1.0)
-            norms.norm[place], norms.peak[place] = result[:, 0]
+            values = grads[place].detach().float().numpy().ravel("K")
+            found = _read_at(array("q", [values.ctypes.data]), np.array([values.size]), self._width)
+            norms.norm[place], norms.peak[place] = found.norm[0], found.peak[0]
         for place in (*layout.odd, *np.flatnonzero(layout.present & ~np.isfinite(norms.norm))):
             norms.norm[place], norms.peak[place], norms.nonfinite[place] = exact(grads[place])
-        multiply([grads[place] for place in (*layout.copied, *layout.odd)], factor)
         return norms
 
-    def _call(
-        self, addresses: array[int], sizes: NDArray[np.int64], results: NDArray[np.float64], factor: float
-    ) -> float:
-        """Σ norm²."""
-        assert _LIBRARY is not None
-        change = None if factor == 1.0 else ctypes.byref(ctypes.c_float(factor))
-        norms = results.ctypes.data
-        places = addresses.buffer_info()[0], sizes.ctypes.data, len(sizes)
-        sum_square: float = _LIBRARY.norms(*places, change, self._width, norms, norms + results.strides[0])
-        return sum_square
+
+class _Found(NamedTuple):
+    norm: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    as_torch: NDArray[np.float32]
+    sum_square: float
+
+
+def _read_at(addresses: array[int], sizes: NDArray[np.int64], width: int) -> _Found:
+    assert _LIBRARY is not None
+    wide, single = np.empty((2, len(sizes))), np.empty(len(sizes), np.float32)
+    norms = wide.ctypes.data
+    places = addresses.buffer_info()[0], sizes.ctypes.data, len(sizes)
+    sum_square = _LIBRARY.norms(*places, width, norms, norms + wide.strides[0], single.ctypes.data)
+    return _Found(wide[0], wide[1], single, sum_square)
+
+
+def total_as_torch(norms: NDArray[np.float32]) -> float | None:
+    """The L2 norm of gradients with these norms `as_torch`, in this order, as torch's own clipping rounds it.
+
+    None where torch, as it was built for this machine, rounds otherwise than the compiled pass expects.
+    """
+    if not _rounds_as_torch(torch.get_num_threads()):
+        return None
+    found = _read_at(array("q", [norms.ctypes.data]), np.array([norms.size]), WIDTH)
+    return float(found.as_torch[0])
+
+
+@functools.cache
+def _rounds_as_torch(_threads: int) -> bool:
+    """Whether torch, with so many threads, gives the norms `as_torch` of values at random, of many sizes, bit for bit."""
+    generator = np.random.default_rng(0)
+    values = [generator.standard_normal(size, np.float32) for size in TRIED_SIZES]
+    sizes = np.array(TRIED_SIZES)
+    found = _read_at(array("q", [one.ctypes.data for one in values]), sizes, WIDTH).as_torch
+    expected = torch.stack(torch._foreach_norm([*map(torch.from_numpy, values)], 2.0))
+    return bool((found == expected.numpy()).all())
 
 
 def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:

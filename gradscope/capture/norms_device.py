@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradscope.capture.distributed import combine, local, spread
-from gradscope.capture.norms import Norms, missing, multiply
+from gradscope.capture.norms import Norms, missing
 
 
 class Later:
@@ -78,8 +78,8 @@ class DeviceNorms:
         self._tensors = tuple(tensors)
         self._spread = spread(self._tensors)
 
-    def read(self, factor: float = 1.0) -> LateNorms:
-        """Begin to read the gradients as they are now; then they are multiplied by `factor`, in place.
+    def read(self) -> LateNorms:
+        """Begin to read the gradients as they are now.
 
         `nonfinite` is 1 for a tensor with nonfinite elements, however many: counting them would cost another pass.
         """
@@ -92,7 +92,6 @@ class DeviceNorms:
         order = [place for group in places for place in group]
         if self._spread:
             combine([grads[place] for place in order], *table.unbind())
-        multiply(grads, factor)
         return LateNorms(Later(table), order, len(grads))
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.capture.distributed import combine, local, spread
-from gradscope.capture.norms import Norms, exact, missing, multiply
+from gradscope.capture.norms import Norms, exact, missing
 
 ROW = 2048
 ROWS = 64
@@ -95,24 +95,19 @@ class HostNorms:
         self._plan: _Plan | None = None
         self._spread = spread(self._tensors)
 
-    def read(self, factor: float = 1.0) -> Norms:
-        """The norms of the gradients as they are now; then the gradients are multiplied by `factor`, in place."""
+    def read(self) -> Norms:
+        """The norms of the gradients as they are now."""
         grads = [tensor.grad for tensor in self._tensors]
         if not self._spread:
-            return self._read(grads, factor)
-        parts = self._read([local(grad) for grad in grads], factor)
+            return self._read(grads)
+        parts = self._read([local(grad) for grad in grads])
         norms = Norms(parts.norm, parts.peak, parts.present, parts.nonfinite.copy())
         nonfinite = torch.from_numpy(norms.nonfinite).double()
         combine(grads, torch.from_numpy(norms.norm), torch.from_numpy(norms.peak), nonfinite)
         norms.nonfinite[:] = nonfinite.numpy()
         return norms
 
-    def _read(self, grads: list[Any], factor: float) -> Norms:
-        norms = self._as_planned(grads)
-        multiply(grads, factor)
-        return norms
-
-    def _as_planned(self, grads: list[Any]) -> Norms:
+    def _read(self, grads: list[Any]) -> Norms:
         if self._plan is not None:
             try:
                 return _read(grads, self._plan)
@@ -250,11 +245,6 @@ def _planned(grads: list[Any]) -> _Plan:
 def plain(gradient: Any) -> bool:
     """Whether it is an ordinary tensor of single or half precision in main memory."""
     return type(gradient) in _TYPES and _kind(gradient) in _PLAIN and gradient.numel() > 0
-
-
-def single(gradients: Sequence[Any]) -> bool:
-    """Whether there are some and all are ordinary tensors of single precision in main memory."""
-    return {*map(_kind, gradients)} == {_SINGLE} and {*map(type, gradients)} <= _TYPES
 
 
 def _chunks(grads: list[Any], groups: list[list[int]]) -> list[_Chunk]:

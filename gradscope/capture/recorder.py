@@ -162,21 +162,19 @@ class Recorder:
         scale: float = 1.0,
         max_norm: float | None = None,
         loss_scale: float | None = None,
-        factor: float = 1.0,
     ) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
 
         `scale`: what they are to be divided by. `max_norm`: the threshold they are about to be clipped at.
-        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. `factor`: what the gradients
-        are multiplied by once they are read, where they are. On a step that is not recorded nothing is read or multiplied,
-        and the last reading is returned.
+        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. On a step that is not recorded
+        nothing is read, and the last reading is returned.
         """
         if self._reading is not None:
             return self._reading
         if not self.due and self.last is not None:
             return self.last
         begun = time.perf_counter()
-        norms = self._norms.read(factor)
+        norms = self._norms.read()
         noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
         self._reading = Reading(norms.divided(scale), noted, math.nan if max_norm is None else float(max_norm))
         self._lr = _rates(self._optimizers)

@@ -15,7 +15,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PARTS = 4, ROW = 2048, UNSIGNED = 0x7fffffff };
+enum { PARTS = 4, ROW = 2048, LANES = 8, UNSIGNED = 0x7fffffff };
 
 /* A mean square of float32 above this loses less than 1e-7 of itself to squares that are flushed to zero. */
 static const double LEAST = 1e-31;
@@ -28,6 +28,20 @@ static inline int fitting_scale(double sum, int64_t size, int scale) {
     if (!(sum <= FLT_MAX)) return scale > 0 ? scale - 1 : 0;
     if (sum < LEAST * size) return scale < 2 ? scale + 1 : 2;
     return scale;
+}
+
+/* The norm that torch's own kernel gives, bit for bit: one float32 sum in each of eight lanes, the lanes added up in `lanes`
+   so far; of the `size` values left, fours are squared and then added, the last ones squared and added at once. Seen in its
+   builds for AVX2 and AVX-512, where products and sums are not contracted but for those last ones. */
+static float ended_as_torch(float *lanes, const float *values, int64_t size) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] += values[i + lane] * values[i + lane];
+    float sum = lanes[0];
+    for (int lane = 1; lane < LANES; lane++) sum += lanes[lane];
+    for (int64_t fours = i + (size - i) / 4 * 4; i < fours; i++) sum += values[i] * values[i];
+    for (; i < size; i++) sum = fmaf(values[i], values[i], sum);
+    return sqrtf(sum);
 }
 
 #define WIDTH 4
@@ -57,14 +71,13 @@ int norms_width(void) {
 }
 
 /* `norms[i]` and `peaks[i]` of the `sizes[i]` values at `values[i]`, NaN where that is null, by vectors of `width`, of which
-   the processor must be capable. With a `factor`, each value is multiplied by it once it was read. Returns the sum of the
-   squared norms. */
-double norms(float *const *values, const int64_t *sizes, int64_t count, const float *factor, int width, double *norms,
-             double *peaks) {
+   the processor must be capable; `as_torch[i]` is the norm as torch rounds it. Returns the sum of the squared norms. */
+double norms(const float *const *values, const int64_t *sizes, int64_t count, int width, double *norms, double *peaks,
+             float *as_torch) {
     switch (width) {
 #ifdef __x86_64__
-        case 8: return all_8(values, sizes, count, factor, norms, peaks);
+        case 8: return all_8(values, sizes, count, norms, peaks, as_torch);
 #endif
-        default: return all_4(values, sizes, count, factor, norms, peaks);
+        default: return all_4(values, sizes, count, norms, peaks, as_torch);
     }
 }
