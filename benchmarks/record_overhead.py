@@ -2,10 +2,11 @@
 
 CPU time on one thread. Bare and recorded training steps take turns in one process, by putting the listening in place and
 taking it away again. Of both, what follows a real backward pass is timed: clipping and the optimizer's step, with what
-recording does between and inside of them, and what it does around the backward pass; a difference of two whole steps would
-drown in the noise of the machine. "no clip" is what recording adds in percent of the bare step; "clips" is a script that
-calls `clip_grad_norm_`, what recording adds in units of one such call, made in the same place. Medians, with quartiles. Rows
-are written to the file by another thread: about .15 ms four times a second, not in the table.
+recording does between and inside of them, and what it does around the backward pass, less what the clocks there cost, which
+are in the bare step too; a difference of two whole steps would drown in the noise of the machine. "no clip" is what
+recording adds in percent of the bare step; "clips" is a script that calls `clip_grad_norm_`, what recording adds in units of
+one such call, made in the same place. Medians, with quartiles. Rows are written to the file by another thread: about .15 ms
+four times a second, not in the table.
 """
 
 from __future__ import annotations
@@ -62,9 +63,11 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
     clock = Clock()
     session = clock.listens_to(Session(new_header("benchmark", "record", "benchmark"), root=Path(tempfile.mkdtemp())))
 
-    def step() -> tuple[float, float]:
+    def step(around: Callable[[], object]) -> tuple[float, float]:
         """The time of the clip call, and of everything after the backward pass."""
+        around()
         case.backward()
+        around()
         begun = time.thread_time()
         if limit:
             torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -75,18 +78,18 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
     whole, added, calls = [], [], []
     for i in range(2 * rounds + WARM_UP):
         begun = time.thread_time()
-        call, bare = step()
+        call, bare = step(clock.idle)
         spent = time.thread_time() - begun
-        patches = install(session)
-        clock.spent = 0.0
-        _, recorded = step()
+        patches, bare = install(session), bare + clock.taken()
+        _, recorded = step(lambda: None)
         patches.undo()
         if i < WARM_UP:
             time.sleep(0.05)
+            clock.taken()
             continue
         whole.append(spent)
         calls.append(call)
-        added.append(clock.spent + recorded - bare)
+        added.append(clock.taken() + recorded - bare)
     session.close(lambda reached: Ending("finished", reached))
     assert session.runs
     assert session.failure is None
@@ -97,7 +100,13 @@ class Clock:
     """CPU seconds spent inside the methods of a session that listen around a backward pass."""
 
     def __init__(self) -> None:
-        self.spent, self._depth = 0.0, 0
+        self._spent, self._depth = 0.0, 0
+        self.idle = self._timed(lambda: None)
+
+    def taken(self) -> float:
+        """The seconds since this was last asked."""
+        spent, self._spent = self._spent, 0.0
+        return spent
 
     def listens_to(self, session: Session) -> Session:
         for name in AROUND_BACKWARD:
@@ -112,7 +121,7 @@ class Clock:
             try:
                 return method(*args, **kwargs)
             finally:
-                self.spent += time.thread_time() - begun
+                self._spent += time.thread_time() - begun
                 self._depth = 0
 
         return call

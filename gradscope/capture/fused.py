@@ -31,9 +31,10 @@ class _Arrivals:
     handles: list[Any] = field(default_factory=list)
 
     def watch(self, name: str, tensor: Tensor) -> None:
-        def hook(gradient: Tensor) -> None:
-            kept = gradient.detach()
-            self.got[name] = self.got[name] + kept if name in self.got else kept.clone()
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is not None:
+                kept = gradient.detach()
+                self.got[name] = self.got[name] + kept if name in self.got else kept.clone()
 
         target: Any = tensor
         if tensor.requires_grad:

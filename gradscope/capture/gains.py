@@ -288,8 +288,9 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _keeps(place: _Place) -> Callable[[torch.Tensor], None]:
-    def hook(gradient: torch.Tensor) -> None:
-        place.grad = l2(gradient)
+    def hook(gradient: torch.Tensor | None) -> None:
+        if gradient is not None:
+            place.grad = l2(gradient)
 
     return hook
 

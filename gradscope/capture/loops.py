@@ -23,8 +23,9 @@ class _Call:
         self.handles = [out.register_hook(self._keeps(i)) for i, out in enumerate(outputs) if out.requires_grad]  # type: ignore[no-untyped-call]  # torch leaves register_hook untyped
 
     def _keeps(self, place: int) -> Any:
-        def hook(gradient: torch.Tensor) -> None:
-            self.norms[place] = l2(gradient)
+        def hook(gradient: torch.Tensor | None) -> None:
+            if gradient is not None:
+                self.norms[place] = l2(gradient)
 
         return hook
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradscope.capture.later import Number
+
 BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Norms:
+class Norms(NamedTuple):
     """One number a tensor: `norm` (L2) and `peak` (largest |g|), float64, NaN where there is no gradient.
 
     `present` tells a missing gradient from one that holds a NaN; `nonfinite` counts elements that are NaN or infinite.
@@ -28,7 +28,11 @@ class Norms:
     nonfinite: NDArray[np.int64]
     sum_square: float | None = None
     as_torch: NDArray[np.float32] | None = None
-    ready: ClassVar[bool] = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether they have arrived."""
+        return True
 
     @property
     def total(self) -> float:
@@ -51,8 +55,9 @@ class Norms:
         )
         return found
 
-    def divided(self, scale: float) -> Norms:
+    def divided(self, scale: Number) -> Norms:
         """The norms of the gradients divided by `scale`."""
+        scale = float(scale)
         if scale == 1.0:
             return self
         sum_square = None if self.sum_square is None else self.sum_square / scale**2

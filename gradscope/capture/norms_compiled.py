@@ -63,7 +63,7 @@ class _Layout:
     odd: list[int]
     absent: list[int]
     bytes: list[int]
-    sizes: NDArray[np.int64]
+    sizes: array[int]
     present: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
 
@@ -84,37 +84,44 @@ class CompiledNorms(HostNorms):
             addresses = _addresses(grads, layout)
         assert addresses is not None
         self._layout = layout
-        found = _read_at(addresses, layout.sizes, self._width)
-        if layout.direct and math.isfinite(found.sum_square) and not (layout.copied or layout.odd):
-            return Norms(found.norm, found.peak, layout.present, layout.nonfinite, found.sum_square, found.as_torch)
-        norms = Norms(found.norm, found.peak, layout.present, layout.nonfinite.copy())
-        return self._finished(grads, layout, norms)
+        norm, peak, as_torch, sum_square = _read_at(addresses, layout.sizes, self._width)
+        if layout.direct and math.isfinite(sum_square) and not (layout.copied or layout.odd):
+            return Norms(norm, peak, layout.present, layout.nonfinite, sum_square, as_torch)
+        return self._finished(grads, layout, Norms(norm, peak, layout.present, layout.nonfinite.copy()))
 
     def _finished(self, grads: list[Any], layout: _Layout, norms: Norms) -> Norms:
         """With the gradients that are not read in place, and the nonfinite values counted."""
         for place in layout.copied:
             values = grads[place].detach().float().numpy().ravel("K")
-            found = _read_at(array("q", [values.ctypes.data]), np.array([values.size]), self._width)
-            norms.norm[place], norms.peak[place] = found.norm[0], found.peak[0]
+            norms.norm[[place]], norms.peak[[place]], *_ = _read_at(*_placed([values]), self._width)
         for place in (*layout.odd, *np.flatnonzero(layout.present & ~np.isfinite(norms.norm))):
             norms.norm[place], norms.peak[place], norms.nonfinite[place] = exact(grads[place])
         return norms
 
 
 class _Found(NamedTuple):
+    """Of each array: L2, the largest |g|, and L2 as torch rounds it; and the sum of the squared norms."""
+
     norm: NDArray[np.float64]
     peak: NDArray[np.float64]
     as_torch: NDArray[np.float32]
     sum_square: float
 
 
-def _read_at(addresses: array[int], sizes: NDArray[np.int64], width: int) -> _Found:
+def _read_at(addresses: array[int], sizes: array[int], width: int) -> _Found:
+    """Read that many floats at each address; NaN at 0."""
     assert _LIBRARY is not None
-    wide, single = np.empty((2, len(sizes))), np.empty(len(sizes), np.float32)
-    norms = wide.ctypes.data
-    places = addresses.buffer_info()[0], sizes.ctypes.data, len(sizes)
-    sum_square = _LIBRARY.norms(*places, width, norms, norms + wide.strides[0], single.ctypes.data)
-    return _Found(wide[0], wide[1], single, sum_square)
+    count = len(sizes)
+    rows = np.empty((3, count))
+    begin = rows.__array_interface__["data"][0]
+    results = begin, begin + 8 * count, begin + 16 * count
+    sum_square = _LIBRARY.norms(addresses.buffer_info()[0], sizes.buffer_info()[0], count, width, *results)
+    return _Found(rows[0], rows[1], rows[2].view(np.float32)[:count], sum_square)
+
+
+def _placed(values: list[NDArray[np.float32]]) -> tuple[array[int], array[int]]:
+    """Their addresses and sizes."""
+    return array("q", [one.ctypes.data for one in values]), array("q", [one.size for one in values])
 
 
 def total_as_torch(norms: NDArray[np.float32]) -> float | None:
@@ -124,8 +131,7 @@ def total_as_torch(norms: NDArray[np.float32]) -> float | None:
     """
     if not _rounds_as_torch(torch.get_num_threads()):
         return None
-    found = _read_at(array("q", [norms.ctypes.data]), np.array([norms.size]), WIDTH)
-    return float(found.as_torch[0])
+    return float(_read_at(*_placed([norms]), WIDTH).as_torch[0])
 
 
 @functools.cache
@@ -133,8 +139,7 @@ def _rounds_as_torch(_threads: int) -> bool:
     """Whether torch, with so many threads, gives the norms `as_torch` of values at random, of many sizes, bit for bit."""
     generator = np.random.default_rng(0)
     values = [generator.standard_normal(size, np.float32) for size in TRIED_SIZES]
-    sizes = np.array(TRIED_SIZES)
-    found = _read_at(array("q", [one.ctypes.data for one in values]), sizes, WIDTH).as_torch
+    found = _read_at(*_placed(values), WIDTH).as_torch
     expected = torch.stack(torch._foreach_norm([*map(torch.from_numpy, values)], 2.0))
     return bool((found == expected.numpy()).all())
 
@@ -144,8 +149,7 @@ def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:
     held = [grads[place] for place in layout.direct] if len(layout.direct) < len(grads) else grads
     try:
         same = list(map(_bytes, held)) == layout.bytes and all(map(_on_host, held)) and all(map(_contiguous, held))
-        same = same and all(grads[place] is None for place in layout.absent)
-        if not (same and all(plain(grads[place]) for place in layout.copied)):
+        if not (same and (held is grads or _others_same(grads, layout))):
             return None
         found = array("q", map(_address, held))
     except (AttributeError, RuntimeError):
@@ -156,6 +160,12 @@ def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:
     for place, address in zip(layout.direct, found, strict=True):
         spread[place] = address
     return spread
+
+
+def _others_same(grads: list[Any], layout: _Layout) -> bool:
+    """Whether those that are not read in place still lie as they did."""
+    absent = all(grads[place] is None for place in layout.absent)
+    return absent and all(plain(grads[place]) for place in layout.copied)
 
 
 def _laid_out(grads: list[Any]) -> _Layout:
@@ -171,7 +181,7 @@ def _laid_out(grads: list[Any]) -> _Layout:
         odd=sorted({*held} - {*usual}),
         absent=np.flatnonzero(~present).tolist(),
         bytes=[4 * grads[place].numel() for place in direct],
-        sizes=np.array([0 if gradient is None else gradient.numel() for gradient in grads], np.int64),
+        sizes=array("q", [0 if gradient is None else gradient.numel() for gradient in grads]),
         present=present,
         nonfinite=nonfinite,
     )

@@ -1,70 +1,46 @@
-"""Norms of gradients on an accelerator, without waiting for it.
-
-The statistics stay on the device and are copied to pinned memory behind the step; the row is completed once they arrived.
-"""
+"""Norms of gradients on an accelerator, without waiting for it: the row is completed once they arrived."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from gradscope.capture.distributed import combine, local, spread
+from gradscope.capture.later import Later, Number, arrived, widest
 from gradscope.capture.norms import Norms, missing
 
 
-class Later:
-    """Values on their way from a device to main memory."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._event: Any = None
-        self._values = values
-        if values.device.type == "cuda":
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self._event.record()
-
-    @property
-    def ready(self) -> bool:
-        """Whether they have arrived."""
-        return self._event is None or bool(self._event.query())
-
-    def get(self) -> torch.Tensor:
-        """The values, in main memory; waits for them where it must."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._values.cpu()
-
-
 class LateNorms:
-    """Norms whose values are on their way; asking for one waits for it.
+    """Norms that are on their way, with all that `Norms` has; asking for a value waits for `awaited`, then calls `make`."""
 
-    Column i of the (3, k) table belongs to tensor `order[i]`; the rows are L2, largest |g| and nonfinite.
-    """
-
-    def __init__(self, table: Later, order: list[int], count: int, scale: float = 1.0) -> None:
-        self._later, self._order, self._count, self._scale = table, order, count, scale
+    def __init__(self, make: Callable[[], Norms], *awaited: Number) -> None:
+        self._make, self._awaited = make, awaited
 
     @property
     def ready(self) -> bool:
         """Whether they have arrived."""
-        return self._later.ready
+        return all(map(arrived, self._awaited))
 
     @cached_property
     def now(self) -> Norms:
         """The norms; waits for them where it must."""
-        norms = missing(self._count)
-        norms.norm[self._order], norms.peak[self._order], norms.nonfinite[self._order] = self._later.get().numpy()
-        norms.present[self._order] = True
-        return norms.divided(self._scale)
+        return self._make()
 
-    def divided(self, scale: float) -> LateNorms:
+    def divided(self, scale: Number) -> LateNorms:
         """The norms of the gradients divided by `scale`; does not wait."""
-        return LateNorms(self._later, self._order, self._count, self._scale * scale)
+        return LateNorms(lambda: self.now.divided(float(scale)), *self._awaited, scale)
+
+    def without(self, places: Sequence[int]) -> LateNorms:
+        """The norms as if the tensors at these places had no gradient; does not wait."""
+        return LateNorms(lambda: self.now.without(places), *self._awaited)
+
+    def of(self, places: Sequence[int]) -> LateNorms:
+        """The norms of the tensors at these places; does not wait."""
+        return LateNorms(lambda: self.now.of(places), *self._awaited)
 
     def __getattr__(self, name: str) -> Any:
         """What `Norms` has."""
@@ -85,19 +61,30 @@ class DeviceNorms:
         """
         grads = [tensor.grad for tensor in self._tensors]
         parts = [_values(local(grad)) for grad in grads]
-        devices = dict.fromkeys(part.device for part in parts if part is not None)
-        places = [[i for i, part in enumerate(parts) if part is not None and part.device == one] for one in devices]
-        tables = [_statistics([parts[place] for place in group]) for group in places]
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for place, part in enumerate(parts):
+            if part is not None:
+                groups.setdefault((part.device, part.dtype), []).append(place)
+        tables = [_statistics([parts[place] for place in group]) for group in groups.values()]
         table = torch.cat([one.to(tables[0].device) for one in tables], dim=1) if tables else torch.empty(3, 0)
-        order = [place for group in places for place in group]
+        order = [place for group in groups.values() for place in group]
         if self._spread:
             combine([grads[place] for place in order], *table.unbind())
-        return LateNorms(Later(table), order, len(grads))
+        late = Later(table)
+        return LateNorms(lambda: _placed(late.get(), order, len(grads)), late)
+
+
+def _placed(table: torch.Tensor, order: list[int], count: int) -> Norms:
+    """Column i of the (3, k) `table` belongs to tensor `order[i]` of `count`."""
+    norms = missing(count)
+    norms.norm[order], norms.peak[order], norms.nonfinite[order] = table.numpy()
+    norms.present[order] = True
+    return norms
 
 
 def _statistics(gradients: list[Any]) -> torch.Tensor:
-    """(3, gradients) of one device; squares are summed in float64 where the device has it."""
-    dtype = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    """(3, gradients): L2, largest |g| and whether any is nonfinite, of gradients of one device and type."""
+    dtype = widest(gradients[0].device)
     norm = torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype))
     peak = torch.stack(torch._foreach_norm(gradients, math.inf, dtype=dtype))
     return torch.stack([norm, peak, (~norm.isfinite()).to(dtype)])

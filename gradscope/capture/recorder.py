@@ -19,11 +19,12 @@ import torch
 from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.header import versions
+from gradscope.capture.later import Number, Numbers, gathered
 from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.norms_host import HostNorms
 from gradscope.capture.ranks import OtherRank, meet
-from gradscope.capture.rows import Reading, Row, Rows, gathered, write_row
+from gradscope.capture.rows import Reading, Row, Rows, write_row
 from gradscope.errors import UsageError
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.schema import Ending, Header, Trial
@@ -91,7 +92,7 @@ class Recorder:
         self.places = {key: place for place, key in enumerate(self._keys)}
         self.step = 0
         self.last: Reading | None = None
-        self.last_skipped = False
+        self._skipped: Number = False
         self.every = header.every
         self._optimizers = optimizers
         self._order = order
@@ -103,8 +104,8 @@ class Recorder:
         self._reading: Reading | None = None
         self._losses: list[float | torch.Tensor] = []
         self._batches: list[int | None] = []
-        self._lr: tuple[float, ...] = ()
-        away = any(tensor.device.type != "cpu" for tensor in tensors)
+        self._lr: Numbers = ()
+        away = any(not tensor.is_cpu for tensor in tensors)
         self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else host_norms(tensors)
         self._spent = 0.0
         self._closed = False
@@ -138,6 +139,11 @@ class Recorder:
         return self._reading
 
     @property
+    def last_skipped(self) -> bool:
+        """Whether a gradient scaler kept the optimizer from the last step. Waits for a device."""
+        return float(self._skipped) > 0
+
+    @property
     def global_norm(self) -> float:
         """L2 norm of the last step read, before clipping; NaN before the first. Waits for a device."""
         reading = self._reading or self.last
@@ -153,15 +159,15 @@ class Recorder:
             return
         if isinstance(loss, torch.Tensor):
             loss = loss.detach()
-            loss = loss.item() if loss.device.type == "cpu" else loss.clone()
+            loss = loss.item() if loss.is_cpu else loss.clone()
         self._losses.append(loss)
 
     def measure(
         self,
         *,
-        scale: float = 1.0,
+        scale: Number = 1.0,
         max_norm: float | None = None,
-        loss_scale: float | None = None,
+        loss_scale: Number | None = None,
     ) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
 
@@ -177,7 +183,7 @@ class Recorder:
         norms = self._norms.read()
         noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
         self._reading = Reading(norms.divided(scale), noted, math.nan if max_norm is None else float(max_norm))
-        self._lr = _rates(self._optimizers)
+        self._lr = rates_of(self._optimizers)
         self._spent += time.perf_counter() - begun
         return self._reading
 
@@ -200,16 +206,17 @@ class Recorder:
         """Give this step, as far as it is known, to a recorder of some of these parameters, which are at `places`."""
         other._losses, other._batches, other._lr = self._losses, self._batches, self._lr
         if self._reading is not None:
-            other.take(dataclasses.replace(self._reading, norms=self._reading.norms.of(places)))
+            other.take(self._reading._replace(norms=self._reading.norms.of(places)))
 
     def release_optimizers(self) -> None:
         """Hold no optimizer from now on, so that it can be freed; `finish_step` is then told the learning rates."""
         self._optimizers = ()
 
-    def finish_step(self, *, skipped: bool = False, lr: Sequence[float] | None = None) -> None:
+    def finish_step(self, *, skipped: Number = False, lr: Numbers | None = None) -> None:
         """Write the row of this optimizer step and begin the next.
 
-        `lr`: a rate a group, else the optimizers' own as they were when the gradients were read.
+        `lr`: a rate a group, else the optimizers' own as they were when the gradients were read. `skipped`: above 0 where a
+        gradient scaler kept the optimizer from it.
         """
         if self._order:
             self._refine_order()
@@ -221,7 +228,7 @@ class Recorder:
                 self._rows.add(Row(self.step, reading, gathered(self._losses), self._batches, rates, skipped))
             self._spent += time.perf_counter() - begun
             self._bound()
-        self.last, self.last_skipped = self._reading or self.last, skipped
+        self.last, self._skipped = self._reading or self.last, skipped
         self.abandon()
         self.step += 1
 
@@ -325,8 +332,9 @@ def _with_gradients(tensors: Sequence[torch.Tensor]) -> list[int]:
     return sorted(id(tensor) for tensor in tensors if tensor.grad is not None)
 
 
-def _rates(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float, ...]:
-    return tuple(float(group["lr"]) for one in optimizers for group in one.param_groups if "lr" in group)
+def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> Numbers:
+    """The learning rates of all their groups; does not wait for a device."""
+    return gathered([group["lr"] for one in optimizers for group in one.param_groups if "lr" in group])
 
 
 def _ending(error: BaseException | None, step: int) -> Ending | None:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from gradscope.capture.later import Number, Numbers, arrived, listed
 from gradscope.capture.norms import Norms
-from gradscope.capture.norms_device import LateNorms, Later
+from gradscope.capture.norms_device import LateNorms
 from gradscope.runs.schema import Offender, Parameter
 from gradscope.runs.writer import RunWriter
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """The gradients of one step, unscaled: `norms` per parameter and what was known when they were read.
 
     `scale`: the loss scale in force, NaN without one. `max_norm`: the threshold they were about to be clipped at, or NaN.
     """
 
     norms: Norms | LateNorms
-    scale: float = math.nan
+    scale: Number = math.nan
     max_norm: float = math.nan
 
     @property
@@ -34,31 +32,35 @@ class Reading:
         return float(self.norms.total)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is known of one optimizer step. `losses`: one a micro-step; `batches`: their places in the data, if told."""
+class Row(NamedTuple):
+    """What is known of one optimizer step. `losses`: one a micro-step; `batches`: their places in the data, if told.
+
+    `skipped`: whether a gradient scaler kept the optimizer from it, that is what it found is above 0.
+    """
 
     step: int
     reading: Reading
-    losses: list[float] | Later
+    losses: Numbers
     batches: list[int | None]
-    lr: Sequence[float]
-    skipped: bool
+    lr: Numbers
+    skipped: Number
 
     @property
     def ready(self) -> bool:
         """Whether all its values have arrived."""
-        return bool(self.reading.norms.ready) and (isinstance(self.losses, list) or self.losses.ready)
+        late = self.losses, self.lr, self.skipped, self.reading.scale
+        return bool(self.reading.norms.ready) and all(map(arrived, late))
 
-    @cached_property
-    def known(self) -> list[float]:
+    @property
+    def known(self) -> Sequence[float]:
         """The losses; waits for them where it must."""
-        return self.losses if isinstance(self.losses, list) else self.losses.get().tolist()
+        return listed(self.losses)
 
     @property
     def loss(self) -> float:
         """The mean of the losses, NaN without one."""
-        return sum(self.known) / len(self.known) if self.known else math.nan
+        losses = self.known
+        return sum(losses) / len(losses) if losses else math.nan
 
 
 class Rows:
@@ -70,8 +72,11 @@ class Rows:
 
     def add(self, row: Row) -> None:
         """Write this row, now or later."""
-        self._waiting.append(row)
-        self.drain()
+        if row.ready and not self._waiting:
+            self._write(row)
+        else:
+            self._waiting.append(row)
+            self.drain()
 
     def drain(self, *, wait: bool = False) -> None:
         """Write every row that is complete; with `wait`, all."""
@@ -81,7 +86,7 @@ class Rows:
 
 def write_row(writer: RunWriter, row: Row) -> None:
     """Add a row to the run, and to its header where it is the first with something nonfinite."""
-    norms, reading, losses = row.reading.norms, row.reading, row.known
+    norms, reading, losses, skipped = row.reading.norms, row.reading, row.known, float(row.skipped) > 0
     total = norms.total
     nonfinite = 0 if math.isfinite(total) else int(norms.nonfinite.sum())
     writer.append(
@@ -90,20 +95,20 @@ def write_row(writer: RunWriter, row: Row) -> None:
         global_norm=total,
         grad_norm=norms.norm,
         grad_max=norms.peak,
-        lr=row.lr,
-        loss_scale=reading.scale,
+        lr=listed(row.lr),
+        loss_scale=float(reading.scale),
         max_norm=reading.max_norm,
-        skipped=row.skipped,
+        skipped=skipped,
         nonfinite=nonfinite,
         micro_steps=max(1, len(row.batches)),
     )
     if (nonfinite or not all(map(math.isfinite, losses))) and writer.header.first_nonfinite is None:
         offender = first_offender(row, losses, writer.header.parameters)
-        if not row.skipped:
+        if not skipped:
             writer.update_header(first_nonfinite=offender)
 
 
-def first_offender(row: Row, losses: list[float], parameters: Sequence[Parameter]) -> Offender:
+def first_offender(row: Row, losses: Sequence[float], parameters: Sequence[Parameter]) -> Offender:
     """The first of the nonfinite values of a row: in backward order, that is from the layer that runs last."""
     bad = [int(i) for i in np.flatnonzero(row.reading.norms.nonfinite)]
     first = parameters[max(bad, key=lambda i: parameters[i].order)] if bad else None
@@ -117,12 +122,3 @@ def first_offender(row: Row, losses: list[float], parameters: Sequence[Parameter
         micro_step=micro_step,
         batch=row.batches[micro_step] if micro_step < len(row.batches) else None,
     )
-
-
-def gathered(losses: list[float | torch.Tensor]) -> list[float] | Later:
-    """Losses as they were observed: in main memory, or on their way from a device."""
-    late = [loss for loss in losses if isinstance(loss, torch.Tensor)]
-    if not late:
-        return [float(loss) for loss in losses]
-    device = late[0].device
-    return Later(torch.stack([torch.as_tensor(loss, device=device).double().reshape(()) for loss in losses]))

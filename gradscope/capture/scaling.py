@@ -22,3 +22,9 @@ def scaler_of(workload: Workload) -> torch.amp.GradScaler | None:
     if workload.scaler is None and workload.plan.precision == "fp16":
         workload.scaler = torch.amp.GradScaler(workload.device.type)
     return workload.scaler
+
+
+def scale_of(scaler: torch.amp.GradScaler) -> torch.Tensor | float:
+    """What it multiplies losses by now; a tensor where that is on a device, which is not waited for."""
+    scale = scaler._get_scale_async()
+    return scaler.get_scale() if scale is None or scale.is_cpu else scale

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from gradscope.capture.recorder import Recorder
+from gradscope.capture.later import Numbers, soon
+from gradscope.capture.recorder import Recorder, rates_of
+from gradscope.capture.scaling import scale_of
 from gradscope.integrations.find import models_of
 from gradscope.integrations.headers import ending_of, new_header
 from gradscope.integrations.offender import Origin, origin_of, say_what_went_first
@@ -36,7 +38,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         self.runs: list[Path] = []
         self._recorders: dict[int, Recorder] = {}
         self._losses: list[tuple[torch.Tensor, int]] = []
-        self._pending: tuple[Recorder, list[float], bool] | None = None
+        self._pending: tuple[Recorder, Numbers, bool] | None = None
         self._origin: Origin | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -59,8 +61,8 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Take the loss of a micro-step."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self._losses.append((loss.detach() / scale if scale != 1.0 else loss.detach(), trainer.fit_loop.batch_idx))
+        unscaled = loss.detach() if scaler is None else loss.detach() / scale_of(scaler)
+        self._losses.append((unscaled, trainer.fit_loop.batch_idx))
         if self._origin is None and self._recorders:
             self._origin = next(filter(None, (origin_of(one, loss) for one in self._recorders.values())), None)
 
@@ -79,10 +81,10 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         if recorder.step % recorder.every == 0:
             reading = recorder.measure(
                 max_norm=float(trainer.gradient_clip_val) if clips else None,
-                loss_scale=float(scaler.get_scale()) if scaler is not None else None,
+                loss_scale=soon(scale_of(scaler)) if scaler is not None else None,
             )
             skipped = scaler is not None and bool(reading.norms.nonfinite.any())
-        self._pending = recorder, [float(group["lr"]) for group in optimizer.param_groups], skipped
+        self._pending = recorder, rates_of([optimizer]), skipped
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the row of the step that this batch completed, if it did."""

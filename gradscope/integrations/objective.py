@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gradscope.capture.later import Number, soon
+from gradscope.capture.scaling import scale_of
 from gradscope.integrations.offender import nonfinite_activation
 
 Loss = torch.Tensor | float | None
@@ -35,12 +37,14 @@ class Objective:
         broken = isinstance(self._loss, float) and not math.isfinite(self._loss) and len(roots) == 1
         self.origin = nonfinite_activation(roots[0]) if broken and not self.saves_elsewhere else None
 
-    def end(self, roots: Sequence[Any]) -> tuple[Loss, float]:
+    def end(self, roots: Sequence[Any]) -> tuple[Loss, Number]:
         """The loss of the `roots` that were differentiated, and what their gradients are multiplied by."""
-        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        if self._scaler is None:
+            return self._loss, 1.0
+        scale = scale_of(self._scaler)
         loss = self._loss if self._loss is None or self._known(roots) else self._loss / scale
         self._scaler, self._unscaled = None, (None, None)
-        return loss, scale
+        return loss, soon(scale)
 
     def _known(self, roots: Sequence[Any]) -> bool:
         """Whether the only root is the one that was scaled, so that its loss without the scale is at hand."""
@@ -52,7 +56,7 @@ def _value(roots: Sequence[Any]) -> Loss:
     waited for. None where that is unknown, since what is differentiated is no scalar.
     """
     if len(roots) == 1 and isinstance(root := roots[0], torch.Tensor) and root.numel() == 1:
-        return float(root.item()) if root.device.type == "cpu" else root.detach()
+        return float(root.item()) if root.is_cpu else root.detach()
     if len(roots) > 1 and all(isinstance(root, torch.Tensor) and root.numel() == 1 for root in roots):
         return _value([sum(root.detach() for root in roots)])
     return None

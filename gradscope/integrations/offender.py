@@ -25,7 +25,7 @@ class Origin(NamedTuple):
 
 def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
     """Where a nonfinite loss, about to be differentiated, came from; None for a finite one or one that is on a device."""
-    if loss.device.type != "cpu" or loss.grad_fn is None or loss.numel() != 1 or math.isfinite(loss.item()):
+    if not loss.is_cpu or loss.grad_fn is None or loss.numel() != 1 or math.isfinite(loss.item()):
         return None
     return origin_at(recorder, nonfinite_activation(loss))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradscope.capture.later import Number
 from gradscope.integrations.sentinels import Sentinels
 from gradscope.runs import events
 
@@ -37,7 +38,7 @@ class OrderNotes:
         self._clipped_at = None
         self.micro_step += 1
 
-    def clip(self, limit: float, sentinels: Sentinels, scale: float, raises: bool) -> None:
+    def clip(self, limit: float, sentinels: Sentinels, scale: Number, raises: bool) -> None:
         """The training is about to clip at `limit`. `scale`: what its gradients are still multiplied by."""
         if self.micro_step == 0:
             late = self._stepped and not sentinels.gone
@@ -45,7 +46,7 @@ class OrderNotes:
         else:
             self._clipped_at = (self.micro_step - 1, limit)
         if scale != 1.0:
-            self.take(events.CLIP_SCALED, "", scale)
+            self.take(events.CLIP_SCALED, "", float(scale))
         if not limit > 0 or math.isnan(limit):
             self.take(events.CLIP_LIMIT, "", limit)
         if raises:

@@ -37,6 +37,7 @@ class Sentinels:
         self._first = min(first, key=lambda i: tensors[i].numel(), default=None)
         self._spare = max(live, key=lambda i: parameters[i].order, default=None)
         self._chosen: tuple[int, ...] = ()
+        self._watched: list[torch.Tensor] = []
         self.follow(None)
 
     def follow(self, reading: Reading | None) -> None:
@@ -46,30 +47,31 @@ class Sentinels:
             largest = int(self._small[np.argmax(np.nan_to_num(reading.norms.peak[self._small], nan=-1.0))])
         chosen = [i for i in dict.fromkeys((self._first, largest, self._spare)) if i is not None]
         self._chosen = tuple(chosen[:2])
+        self._watched = [self._tensors[i] for i in self._chosen]
 
     def mark(self) -> Mark:
         """Changes when any of them is written to, replaced or removed."""
-        return mark(self._tensors[i].grad for i in self._chosen)
+        return mark(self._watched)
 
     @property
     def gone(self) -> bool:
         """Whether none of them has a gradient, or each is zero."""
-        grads = [self._tensors[i].grad for i in self._chosen]
-        return all(grad is None or (grad.device.type == "cpu" and not bool(grad.any())) for grad in grads)
+        grads = [tensor.grad for tensor in self._watched]
+        return all(grad is None or (grad.is_cpu and not bool(grad.any())) for grad in grads)
 
     def norms(self) -> dict[int, float]:
         """Their norms by index; empty where reading them would wait for a device."""
         found = {}
         for i in self._chosen:
             grad = self._tensors[i].grad
-            if grad is not None and grad.device.type == "cpu" and grad.numel() <= SMALL:
+            if grad is not None and grad.is_cpu and grad.numel() <= SMALL:
                 found[i] = l2(grad)
         return found
 
 
-def mark(gradients: Iterable[torch.Tensor | None]) -> Mark:
-    """Changes when any of them is written to, replaced or removed."""
-    return tuple(None if one is None else (id(one), one._version) for one in gradients)
+def mark(tensors: Iterable[torch.Tensor]) -> Mark:
+    """Changes when the gradient of any of them is written to, replaced or removed."""
+    return tuple([None if (grad := one.grad) is None else (id(grad), grad._version) for one in tensors])
 
 
 def ratios(before: dict[int, float], after: dict[int, float]) -> list[float]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from gradscope.capture.distributed import rank, world_size
+from gradscope.capture.later import Number, soon
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import forward_order, in_order, models_of
 from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
@@ -40,7 +41,7 @@ def guarded(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if not self.armed:
+        if not self.armed or self.captures():
             return None
         try:
             return method(self, *args, **kwargs)
@@ -61,7 +62,7 @@ class Session:
         self, header: Header, *, root: Path | None = None, every: int = 1, max_rows: int | None = None
     ) -> None:
         self.header, self.root, self.every, self.max_rows = header, root, every, max_rows
-        self.armed, self.differentiating, self.compiled_step = True, False, False
+        self.armed, self.differentiating, self.compiled_step, self.captured = True, False, False, False
         self.failure: str | None = None
         self.tracks: list[Track] = []
         self.runs: list[Path] = []
@@ -72,14 +73,24 @@ class Session:
         self._optimizers = Registry()
         self._by_parameter: dict[int, Track] = {}
         self._by_optimizer: dict[int, Track] = {}
-        self._loose = deque[tuple[Loss, float, int | None]](maxlen=MOST_LOOSE)
+        self._loose = deque[tuple[Loss, Number, int | None]](maxlen=MOST_LOOSE)
         self._order: dict[int, int] = {}
         self._marks: dict[int, Mark] = {}
         self._fresh: set[int] = set()
+        self._none_free = False
         self.objective = Objective()
         self._running: list[int] = []
         self._closures = 0
         self._over: list[Track] = []
+
+    def captures(self) -> bool:
+        """Whether what the script does now is only noted down in a CUDA graph, which repeats it unseen."""
+        begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        now = begun and torch.cuda.is_current_stream_capturing()
+        if now and not self.captured:
+            self.captured = True
+            say("gradscope: steps that a CUDA graph replays are not recorded")
+        return now
 
     def disarm(self, why: str) -> None:
         """Stop recording for good."""
@@ -98,7 +109,8 @@ class Session:
     def before_backward(self, roots: Sequence[Any]) -> None:
         """Gradients are about to be computed from `roots`."""
         self.backwards += 1
-        self._put_away()
+        if self._over:
+            self._put_away()
         if not self._closures:
             self._running.clear()
         for track in self.tracks[:]:
@@ -118,14 +130,16 @@ class Session:
     def after_backward(self, roots: Sequence[Any]) -> None:
         """Gradients were computed from `roots`."""
         loss, scale = self.objective.end(roots)
-        for track in self.tracks:
-            track.blame(self.objective.origin)
+        if self.objective.origin is not None:
+            for track in self.tracks:
+                track.blame(self.objective.origin)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
-        fresh = {id(one) for one in self._free() if self._marks.get(id(one)) != mark_of(one)}
-        self._fresh |= fresh
-        if fresh or not (any(received) or self._free()):
+        free = self._free()
+        fresh = {id(one) for one in free if self._marks.get(id(one)) != mark_of(one)}
+        if fresh or not (free or any(received)):
             self._loose.append((loss, scale, self.batch))
         if fresh:
+            self._fresh |= fresh
             self._begin_track()
 
     def _owners(self, tensors: Sequence[torch.Tensor]) -> list[Track]:
@@ -151,7 +165,7 @@ class Session:
     def read(self, tracks: Sequence[Track], limit: float = math.nan) -> None:
         """Read the gradients of `tracks` before they are clipped at an L2 norm of `limit`."""
         for track in tracks:
-            track.read(limit / track.scale)
+            track.read(limit / float(track.scale))
 
     @guarded
     def to_share(self, tracks: Sequence[Track], limit: float) -> list[Recorder]:
@@ -197,8 +211,8 @@ class Session:
             track.before_step(optimizer)
 
     @guarded
-    def after_step(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
-        """The optimizer has used them, or a gradient scaler has kept it from that."""
+    def after_step(self, optimizer: torch.optim.Optimizer, kept: torch.Tensor | float = 0.0) -> None:
+        """The optimizer has used them, or a gradient scaler has kept it from that: then `kept` is above 0."""
         outermost = self._outermost(optimizer)
         if id(optimizer) in self._running:
             self._running.reverse()
@@ -207,7 +221,7 @@ class Session:
         self._loose.clear()
         self.steps_seen += 1
         if outermost and (track := self.track_of(optimizer)):
-            track.after_step(optimizer, skipped=skipped)
+            track.after_step(optimizer, skipped=soon(kept))
 
     @guarded
     def around_closure(self, optimizer: torch.optim.Optimizer, change: int) -> None:
@@ -243,6 +257,7 @@ class Session:
     def register(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was made."""
         self._optimizers.add(optimizer)
+        self._none_free = False
         self.track_of(optimizer, begin=False)
 
     def close(self, ending: Callable[[int], Ending], names: Collection[str] = ()) -> None:
@@ -278,6 +293,8 @@ class Session:
             return None
         if self.failure:
             return f"recording stopped: {self.failure}"
+        if self.captured:
+            return "its steps are replayed from a CUDA graph, which is not seen"
         if not self.backwards:
             return "the script never called backward(); processes that it starts itself are not recorded"
         if self.runs:
@@ -318,6 +335,7 @@ class Session:
         self._forget(track)
         for one in track.optimizers:
             self._by_optimizer.pop(id(one), None)
+        self._none_free = False
         self._fresh.clear()
         track.recorder.close()
         if track.recorder.writes:
@@ -344,7 +362,11 @@ class Session:
 
     def _free(self) -> list[torch.optim.Optimizer]:
         """Optimizers that belong to no training yet."""
-        return [one for one in self._optimizers if id(one) not in self._by_optimizer]
+        if self._none_free:
+            return []
+        free = [one for one in self._optimizers if id(one) not in self._by_optimizer]
+        self._none_free = not free
+        return free
 
     def _outermost(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether no other optimizer of the same training, and no `step` of a subclass, is calling this one."""
@@ -363,6 +385,7 @@ class Session:
     def _lost(self, key: int) -> None:
         """An optimizer was deleted: without one its training is over. Called by the collector, so it only takes a note."""
         track = self._by_optimizer.pop(key, None)
+        self._none_free = False
         if track is not None and track not in self._by_optimizer.values():
             self._over.append(track)
 

@@ -97,7 +97,7 @@ def _leave_step(session: Session, optimizer: Any, args: Any, kwargs: Any) -> Non
     if torch.compiler.is_compiling():
         return
     found = getattr(optimizer, "found_inf", None)
-    session.after_step(optimizer, skipped=found is not None and float(found) > 0)
+    session.after_step(optimizer, 0.0 if found is None else found)
 
 
 def _scale(session: Session, original: Call) -> Call:
@@ -131,7 +131,7 @@ def _scaled_step(session: Session, original: Call) -> Call:
         before = session.steps_seen
         result = original(self, optimizer, *args, **kwargs)
         if session.steps_seen == before:
-            session.after_step(optimizer, skipped=True)
+            session.after_step(optimizer, 1.0)
         return result
 
     return step

@@ -10,11 +10,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gradscope.capture.recorder import Reading, Recorder
+from gradscope.capture.later import Number
+from gradscope.capture.recorder import Reading, Recorder, rates_of
 from gradscope.integrations.holdings import held
 from gradscope.integrations.offender import Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
+from gradscope.integrations.sentinels import mark as mark_of
 from gradscope.runs import events
 from gradscope.runs.schema import Ending
 
@@ -35,8 +37,8 @@ class Track:
         self.parameters = {id(tensor): i for i, tensor in enumerate(recorder.tensors)}
         self.order = OrderNotes(lambda event, subject, value: recorder.probe(event, [subject], [value]))
         self.sentinels = Sentinels(recorder.tensors, recorder.header.parameters)
-        self.scale: float = 1.0
-        self.loss_scale: float | None = None
+        self.scale: Number = 1.0
+        self.loss_scale: Number | None = None
         self.inside_closure = False
         self._limit_by_hand = math.nan
         self._reads_after_backward = True
@@ -44,6 +46,8 @@ class Track:
         self._usual_micro_steps = 1
         self._before: Mark = ()
         self._after: Mark = ()
+        self._marks: Mark = ()
+        self._away = not all(tensor.is_cpu for tensor in recorder.tensors)
         self._norms_after: dict[int, float] = {}
         self._clipped = self._clips = self._looked = False
         self._stepped: set[int] = set()
@@ -105,14 +109,14 @@ class Track:
         """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
         self._origin = self._origin or origin_at(self.recorder, origin)
 
-    def after_backward(self, loss: torch.Tensor | float | None, scale: float, batch: int | None) -> bool:
+    def after_backward(self, loss: torch.Tensor | float | None, scale: Number, batch: int | None) -> bool:
         """Gradients were computed: False if they were of another training. `scale`: what they are multiplied by.
 
         `loss`: None where it is unknown.
         """
-        if self.inside_closure or (mark := self.sentinels.mark()) == self._before:
+        if self.inside_closure or (now := self.sentinels.mark()) == self._before:
             return False
-        self._after = mark
+        self._after = now
         self.order.backward()
         self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
         self.recorder.take(None)
@@ -122,14 +126,16 @@ class Track:
             if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
                 self.recorder.measure(scale=scale, loss_scale=self.loss_scale)
             elif self._looks and not self._clips:
-                self._norms_after = {i: norm / scale for i, norm in self.sentinels.norms().items()}
+                self._norms_after = {i: norm / float(scale) for i, norm in self.sentinels.norms().items()}
+            if self._looks and not self._clips:
+                self._marks = mark_of(self.recorder.tensors)
         return True
 
     @property
     def _looks(self) -> bool:
         """Whether values are compared in this step even where no gradient seems to have been written to."""
         step = self.recorder.step
-        return step < OFTEN or step % SELDOM == 0 or not math.isnan(self._limit_by_hand)
+        return step < OFTEN or step % SELDOM == 0 or not (self._away or math.isnan(self._limit_by_hand))
 
     def gradients(self) -> set[int]:
         """The ids of its gradients."""
@@ -146,7 +152,7 @@ class Track:
             return None
         reading = self.recorder.reading or self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
         if not math.isnan(limit):
-            reading = dataclasses.replace(reading, max_norm=limit)
+            reading = reading._replace(max_norm=limit)
         self.recorder.take(reading)
         return reading
 
@@ -156,7 +162,7 @@ class Track:
         self._reads_after_backward = False
         reading = self.recorder.reading
         if self.loss_scale is not None and reading is not None:
-            self.recorder.take(dataclasses.replace(reading, scale=self.loss_scale))
+            self.recorder.take(reading._replace(scale=self.loss_scale))
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to use the gradients."""
@@ -169,7 +175,7 @@ class Track:
             self._look_for_changes()
         self.read(math.nan if self._clipped else self._limit_by_hand)
 
-    def after_step(self, optimizer: torch.optim.Optimizer, *, skipped: bool = False) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, *, skipped: Number = False) -> None:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
         self._hooked = True
         self._stepped.add(id(optimizer))
@@ -178,9 +184,9 @@ class Track:
 
     def _waiting(self) -> list[torch.optim.Optimizer]:
         """Optimizers that have not stepped, and whose parameters none has that did."""
-        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
-        if not waiting:
+        if len(self._stepped) == len(self._references):
             return []
+        waiting = [one for one in self.optimizers if id(one) not in self._stepped]
         stepped = {id(p) for one in self.optimizers if id(one) in self._stepped for p in held(one)}
         return [one for one in waiting if not any(id(p) in stepped for p in held(one))]
 
@@ -189,16 +195,17 @@ class Track:
         if self.order.micro_step and self.recorder.reading is not None:
             self.finish_step()
 
-    def finish_step(self, *, skipped: bool = False) -> None:
+    def finish_step(self, *, skipped: Number = False) -> None:
         """Write the row."""
-        rates = [float(group["lr"]) for one in self.optimizers for group in one.param_groups if "lr" in group]
+        rates = rates_of(self.optimizers)
         if self._spare and self.due:
             self._leave_out_unused()
         if self._looks:
             self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
-        say_what_went_first(self.recorder, self._origin)
-        self._origin = None
+        if self._origin is not None:
+            say_what_went_first(self.recorder, self._origin)
+            self._origin = None
         self._usual_micro_steps = max(1, self.order.micro_step)
         self._begin()
 
@@ -207,7 +214,7 @@ class Track:
         used = self.order.clipped.union(*(map(id, held(one)) for one in self.optimizers))
         self._spare = [place for key, place in self.parameters.items() if key not in used]
         if (reading := self.read()) is not None:
-            self.recorder.take(dataclasses.replace(reading, norms=reading.norms.without(self._spare)))
+            self.recorder.take(reading._replace(norms=reading.norms.without(self._spare)))
 
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
         """Write what is left and how it ended; `ending` is told the steps taken."""
@@ -233,12 +240,7 @@ class Track:
 
     def _look_for_changes(self) -> None:
         """What the script itself did to the gradients since the last backward."""
-        if not self._looks and self.sentinels.mark() == self._after:
-            return
-        now = {i: norm / self.scale for i, norm in self.sentinels.norms().items()}
-        reading = self.recorder.reading
-        before = {i: float(reading.norms.norm[i]) for i in now} if reading is not None else self._norms_after
-        found = ratios(before, now)
+        found = self._changes()
         if not found or unchanged(found):
             return
         typical = min(found)
@@ -252,12 +254,34 @@ class Track:
             self.recorder.take(None)
             self.order.take(events.GRADIENTS_CHANGED, "", typical)
 
+    def _changes(self) -> list[float]:
+        """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which
+        is waited for then.
+        """
+        written = self._looks and mark_of(self.recorder.tensors) != self._marks
+        found = [] if self._away else self._changes_of_sentinels()
+        reading = self.recorder.reading
+        if not written or reading is None or not unchanged(found):
+            return found
+        self.recorder.take(None)
+        after = self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+        self.recorder.take(reading)
+        return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norms.norm)))
+
+    def _changes_of_sentinels(self) -> list[float]:
+        if not self._looks and self.sentinels.mark() == self._after:
+            return []
+        now = {i: norm / float(self.scale) for i, norm in self.sentinels.norms().items()}
+        reading = self.recorder.reading
+        before = {i: float(reading.norms.norm[i]) for i in now} if reading is not None else self._norms_after
+        return ratios(before, now)
+
     def _clipped_by_hand(self, ratio: float, uniform: bool) -> None:
         self.order.take(events.CLIP_BY_HAND, "", ratio)
         reading = self.recorder.reading
         if reading is None:
             after = self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
-            reading = dataclasses.replace(after, norms=after.norms.divided(ratio)) if uniform else after
+            reading = after._replace(norms=after.norms.divided(ratio)) if uniform else after
         self._limit_by_hand = reading.global_norm * ratio if uniform else math.nan
         self.recorder.take(reading)
         self._reads_after_backward = True

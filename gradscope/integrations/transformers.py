@@ -16,7 +16,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from gradscope.capture.recorder import Recorder
+from gradscope.capture.later import soon
+from gradscope.capture.recorder import Recorder, rates_of
+from gradscope.capture.scaling import scale_of
 from gradscope.errors import UsageError
 from gradscope.integrations.headers import ending_of, new_header
 from gradscope.integrations.offender import Origin, origin_of, say_what_went_first
@@ -75,7 +77,7 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
         """Write the row."""
         if self._recorder is not None:
             optimizer = kwargs["optimizer"]
-            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            rates = rates_of([optimizer])
             self._recorder.finish_step(skipped=bool(getattr(optimizer, "step_was_skipped", False)), lr=rates)
             say_what_went_first(self._recorder, self._origin)
             self._origin = None
@@ -126,7 +128,7 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
         accelerator, limit = self._trainer.accelerator, self._trainer.args.max_grad_norm
         if accelerator.sync_gradients and self._recorder.step % self._recorder.every == 0:
             scaler = accelerator.scaler
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            scale = soon(scale_of(scaler)) if scaler is not None else 1.0
             self._recorder.measure(scale=scale, max_norm=float(limit) if limit else None)
 
     def _close(self, error: BaseException | None) -> None:

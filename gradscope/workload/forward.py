@@ -108,6 +108,9 @@ def on_a_copy(model: nn.Module, use: Callable[[nn.Module], Any]) -> Any:
             twin = copy.deepcopy(model)
         except Exception:
             return _with_buffers_kept(model, use)
+        for module in twin.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN warns where the copy's weights lie apart
         return use(twin)
 
 

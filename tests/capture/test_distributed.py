@@ -1,5 +1,6 @@
 """Real processes: norms under DDP and FSDP2 equal those of one process, and one run is written."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -49,6 +50,12 @@ def work(place: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=place, world_size=RANKS)
+    record_and_read(place, folder)
+    gc.collect()  # gloo aborts the process where a model that holds the group outlives it
+    dist.destroy_process_group()
+
+
+def record_and_read(place: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (RANKS,))
     part = slice(place, None, RANKS)
     for kind in ("ddp", "fsdp"):
@@ -62,7 +69,6 @@ def work(place: int, port: int, folder: str) -> None:
         norms = reader(tensors).read()
         table = np.stack([norms.norm, norms.peak, norms.nonfinite, norms.present])
         np.save(Path(folder) / f"{name}{place}.npy", table)
-    dist.destroy_process_group()
 
 
 def gradients() -> list[torch.Tensor]:

@@ -108,6 +108,26 @@ class Several(nn.Module):
         return {"name": "out", "value": [self.mix(left, right) * self.w]}
 
 
+class Halves(nn.Module):
+    """Gives two parts, of which the first is never used: no gradient reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 12)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.fc(x).chunk(2, -1)
+
+
+class SecondHalf(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves, self.head = Halves(), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.halves(x)[1])
+
+
 def attention() -> nn.Module:
     return nn.TransformerEncoderLayer(6, 2, 12, dropout=0.1, batch_first=True)
 
@@ -119,6 +139,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "cells": Cells,
     "shared": Shared,
+    "a part without a gradient": SecondHalf,
     "dense": lambda: nn.Sequential(nn.Linear(6, 6), Dense(), Dense()),
     "checkpoint": lambda: Checkpointed(False),
     "reentrant": lambda: Checkpointed(True),

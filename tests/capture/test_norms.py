@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.capture import norms_compiled, norms_host
+from gradscope.capture.later import Later
 from gradscope.capture.norms import exact, missing, root_sum_square
 from gradscope.capture.norms_compiled import WIDTH, CompiledNorms
-from gradscope.capture.norms_device import DeviceNorms, Later
+from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.norms_host import HostNorms
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -98,6 +98,16 @@ def test_other_changes_to_gradients_are_part_of_them(change: str, event: str | N
         assert [step for step, _, _ in done.events(event)] == [0]
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_change_to_a_single_gradient_is_part_of_it(place: int, tmp_path: Path) -> None:
+    body = looped(f"params[{place}].grad += 1\nseen['norms'].append(norm_of(model))")
+    body = body.replace('    seen["norms"].append(norm_of(model))\n', "", 1)
+    done = record(tmp_path, body)
+    assert len(done.seen["norms"]) == 6
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert [step for step, _, _ in done.events(events.GRADIENTS_CHANGED)] == [0]
+
+
 def test_parameters_that_no_module_owns(tmp_path: Path) -> None:
     body = """
     w, v = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
