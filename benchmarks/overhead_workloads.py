@@ -31,23 +31,25 @@ def _mlp() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     return nn.Sequential(*layers), lambda model: F.mse_loss(model(x), x)
 
 
-class _Gpt(nn.Module):
+class Gpt(nn.Module):
     def __init__(self, vocabulary: int = 8000, width: int = 384, depth: int = 6, length: int = 64) -> None:
         super().__init__()
         self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        block = nn.TransformerEncoderLayer(width, 6, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        block = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.token(x) + self.place(torch.arange(x.shape[1]))
-        return self.head(self.norm(self.blocks(h, mask=self.mask)))
+        h = self.token(x) + self.place(torch.arange(x.shape[1], device=x.device))
+        return self.head(self.norm(self.blocks(h, mask=self.mask, is_causal=True)))
 
 
 def _gpt() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     x = torch.randint(0, 8000, (4, 64))
-    return _Gpt(), lambda model: F.cross_entropy(model(x).flatten(0, 1), x.flatten())
+    return Gpt(), lambda model: F.cross_entropy(model(x).flatten(0, 1), x.flatten())
 
 
 class _Lstm(nn.Module):

@@ -8,15 +8,15 @@ adds, in percent of the step: to a script that does not clip, and to one that do
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from overhead_workloads import BUILDERS, Case, Gpt, build
 
 from gradscope.integrations.headers import new_header
 from gradscope.integrations.session import Session
@@ -26,51 +26,18 @@ from gradscope.runs.schema import Ending
 BLOCK = 25
 
 
-def mlp() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    layers = [layer for _ in range(64) for layer in (nn.Linear(256, 256), nn.ReLU())]
-    x = torch.randn(64, 256, device="cuda")
-    return nn.Sequential(*layers), lambda model: F.mse_loss(model(x), x)
+SHARED = ("W1", "W3", "W4", "W5")
 
 
-class Gpt(nn.Module):
-    def __init__(self, vocabulary: int, width: int, depth: int, length: int) -> None:
-        super().__init__()
-        self.token, self.place = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(length, width))
-        block = nn.TransformerEncoderLayer(
-            width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
+def gpt() -> Case:
+    model = Gpt(50_000, 768, 12, 512)
+    x = torch.randint(0, 50_000, (8, 512))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.blocks(self.token(x) + self.place, mask=self.mask, is_causal=True)))
-
-
-def gpt() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    x = torch.randint(0, 50_000, (8, 512), device="cuda")
-
-    def loss(model: nn.Module) -> torch.Tensor:
+    def loss() -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16):
             return F.cross_entropy(model(x).flatten(0, 1), x.flatten())
 
-    return Gpt(50_000, 768, 12, 512), loss
-
-
-def lstm() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    x = torch.randn(64, 64, 512, device="cuda")
-    return nn.LSTM(512, 512, 2), lambda model: F.mse_loss(model(x)[0], x)
-
-
-def conv() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    layers = [
-        layer for _ in range(20) for layer in (nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-    ]
-    x = torch.randn(128, 64, 32, 32, device="cuda")
-    return nn.Sequential(*layers), lambda model: F.mse_loss(model(x), x)
-
-
-WORKLOADS = {"MLP 64 x 256": mlp, "GPT 162 M, bf16": gpt, "LSTM 2 x 512, T 64": lstm, "20 x conv + norm": conv}
+    return Case("GPT 162 M, bf16", model, loss, torch.optim.AdamW(model.parameters(), 1e-5))
 
 
 def main() -> None:
@@ -79,15 +46,16 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"{'':24}{'step, ms':>10}{'clip, ms':>10}{'recorded, ms':>14}{'%':>7}{'clips, recorded, ms':>21}{'%':>7}")
-    for name, make in WORKLOADS.items():
-        torch.manual_seed(0)
-        model, loss = make()
-        print(f"{name:24}" + measure(model.cuda(), loss, options.rounds), flush=True)
+    makers = [gpt, *(functools.partial(build, name) for name in BUILDERS if name.startswith(SHARED))]
+    for make in makers:
+        with torch.device("cuda"):
+            case = make()
+        print(f"{case.name:24}" + measure(case, options.rounds), flush=True)
 
 
-def measure(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], rounds: int) -> str:
-    bare, recorded = blocks(model, loss, rounds, None)
-    clips, both = blocks(model, loss, rounds, 1e9)
+def measure(case: Case, rounds: int) -> str:
+    bare, recorded = blocks(case, rounds, None)
+    clips, both = blocks(case, rounds, 1e9)
     step = statistics.median(bare)
     plain = statistics.median(b - a for a, b in zip(bare, recorded, strict=True))
     clipped = statistics.median(b - a for a, b in zip(clips, both, strict=True))
@@ -95,23 +63,19 @@ def measure(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], rounds:
     return cells + f"{100 * plain / step:>7.2f}{1e3 * clipped:>21.3f}{100 * clipped / step:>7.2f}"
 
 
-def blocks(
-    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], rounds: int, limit: float | None
-) -> tuple[list[float], list[float]]:
+def blocks(case: Case, rounds: int, limit: float | None) -> tuple[list[float], list[float]]:
     """Seconds a step of bare and of recorded blocks."""
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, 1e-5, fused=True)
+    parameters = list(case.model.parameters())
     session = Session(new_header("benchmark", "record", "benchmark"), root=Path(tempfile.mkdtemp()))
 
     def block() -> float:
         torch.cuda.synchronize()
         begun = time.perf_counter()
         for _ in range(BLOCK):
-            optimizer.zero_grad()
-            loss(model).backward()
+            case.backward()
             if limit:
                 torch.nn.utils.clip_grad_norm_(parameters, limit)
-            optimizer.step()
+            case.optimizer.step()
         torch.cuda.synchronize()
         return (time.perf_counter() - begun) / BLOCK
 

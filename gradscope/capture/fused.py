@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from gradscope.capture.later import widest
 from gradscope.capture.recurrence import Passage, Weights, backward, norms_along_time, reversed_in_time
 
 Tensor = torch.Tensor
@@ -264,7 +265,7 @@ def draws(module: nn.RNNBase) -> bool:
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.device.type == "mps" else values.double()
+    return values.to(widest(values.device))
 
 
 def _single(values: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 
 
 class Later:
-    """Values on their way from a device to main memory."""
+    """Values as they are now, on their way from a device to main memory."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._event: Any = None
-        self._values = values
-        if values.device.type == "cuda":
+        if values.device.type != "cuda":
+            self._values = values.clone()
+        else:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -48,7 +49,7 @@ def arrived(value: object) -> bool:
 
 def soon(value: torch.Tensor | float) -> Number:
     """The number, without waiting for the device it is on."""
-    return Later(value.detach().clone()) if isinstance(value, torch.Tensor) and not value.is_cpu else float(value)
+    return Later(value.detach()) if isinstance(value, torch.Tensor) and not value.is_cpu else float(value)
 
 
 def widest(device: torch.device) -> torch.dtype:

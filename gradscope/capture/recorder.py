@@ -105,8 +105,8 @@ class Recorder:
         self._losses: list[float | torch.Tensor] = []
         self._batches: list[int | None] = []
         self._lr: Numbers = ()
-        away = any(not tensor.is_cpu for tensor in tensors)
-        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if away else host_norms(tensors)
+        self.away = not all(tensor.is_cpu for tensor in tensors)
+        self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if self.away else host_norms(tensors)
         self._spent = 0.0
         self._closed = False
         active.append(self)
@@ -189,7 +189,7 @@ class Recorder:
 
     def reads(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether gradients in main memory are still to be read in this step, and are just those of `tensors`."""
-        if self._reading is not None or not self.due or not isinstance(self._norms, HostNorms):
+        if self._reading is not None or not self.due or self.away:
             return False
         keys = [id(tensor) for tensor in tensors]
         return keys == self._keys or _with_gradients(tensors) == _with_gradients(self.tensors)

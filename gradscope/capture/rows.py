@@ -31,6 +31,11 @@ class Reading(NamedTuple):
         """L2 norm over all parameters; NaN without a gradient. Waits for a device."""
         return float(self.norms.total)
 
+    @property
+    def broken(self) -> bool:
+        """Whether any gradient holds a NaN or an infinity. Waits for a device."""
+        return bool(self.norms.nonfinite.any())
+
 
 class Row(NamedTuple):
     """What is known of one optimizer step. `losses`: one a micro-step; `batches`: their places in the data, if told.
@@ -72,11 +77,8 @@ class Rows:
 
     def add(self, row: Row) -> None:
         """Write this row, now or later."""
-        if row.ready and not self._waiting:
-            self._write(row)
-        else:
-            self._waiting.append(row)
-            self.drain()
+        self._waiting.append(row)
+        self.drain()
 
     def drain(self, *, wait: bool = False) -> None:
         """Write every row that is complete; with `wait`, all."""

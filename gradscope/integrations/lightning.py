@@ -83,7 +83,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
                 max_norm=float(trainer.gradient_clip_val) if clips else None,
                 loss_scale=soon(scale_of(scaler)) if scaler is not None else None,
             )
-            skipped = scaler is not None and bool(reading.norms.nonfinite.any())
+            skipped = scaler is not None and reading.broken
         self._pending = recorder, rates_of([optimizer]), skipped
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -36,8 +36,7 @@ class Sentinels:
         first = [i for i in live if parameters[i].order == earliest]
         self._first = min(first, key=lambda i: tensors[i].numel(), default=None)
         self._spare = max(live, key=lambda i: parameters[i].order, default=None)
-        self._chosen: tuple[int, ...] = ()
-        self._watched: list[torch.Tensor] = []
+        self._chosen: dict[int, torch.Tensor] = {}
         self.follow(None)
 
     def follow(self, reading: Reading | None) -> None:
@@ -46,25 +45,23 @@ class Sentinels:
         if reading is not None and reading.norms.ready and len(self._small):
             largest = int(self._small[np.argmax(np.nan_to_num(reading.norms.peak[self._small], nan=-1.0))])
         chosen = [i for i in dict.fromkeys((self._first, largest, self._spare)) if i is not None]
-        self._chosen = tuple(chosen[:2])
-        self._watched = [self._tensors[i] for i in self._chosen]
+        self._chosen = {i: self._tensors[i] for i in chosen[:2]}
 
     def mark(self) -> Mark:
         """Changes when any of them is written to, replaced or removed."""
-        return mark(self._watched)
+        return mark(self._chosen.values())
 
     @property
     def gone(self) -> bool:
         """Whether none of them has a gradient, or each is zero."""
-        grads = [tensor.grad for tensor in self._watched]
+        grads = [tensor.grad for tensor in self._chosen.values()]
         return all(grad is None or (grad.is_cpu and not bool(grad.any())) for grad in grads)
 
     def norms(self) -> dict[int, float]:
         """Their norms by index; empty where reading them would wait for a device."""
         found = {}
-        for i in self._chosen:
-            grad = self._tensors[i].grad
-            if grad is not None and grad.is_cpu and grad.numel() <= SMALL:
+        for i, tensor in self._chosen.items():
+            if (grad := tensor.grad) is not None and grad.is_cpu and grad.numel() <= SMALL:
                 found[i] = l2(grad)
         return found
 

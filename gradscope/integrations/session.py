@@ -77,7 +77,6 @@ class Session:
         self._order: dict[int, int] = {}
         self._marks: dict[int, Mark] = {}
         self._fresh: set[int] = set()
-        self._none_free = False
         self.objective = Objective()
         self._running: list[int] = []
         self._closures = 0
@@ -109,8 +108,7 @@ class Session:
     def before_backward(self, roots: Sequence[Any]) -> None:
         """Gradients are about to be computed from `roots`."""
         self.backwards += 1
-        if self._over:
-            self._put_away()
+        self._put_away()
         if not self._closures:
             self._running.clear()
         for track in self.tracks[:]:
@@ -257,7 +255,6 @@ class Session:
     def register(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was made."""
         self._optimizers.add(optimizer)
-        self._none_free = False
         self.track_of(optimizer, begin=False)
 
     def close(self, ending: Callable[[int], Ending], names: Collection[str] = ()) -> None:
@@ -335,7 +332,6 @@ class Session:
         self._forget(track)
         for one in track.optimizers:
             self._by_optimizer.pop(id(one), None)
-        self._none_free = False
         self._fresh.clear()
         track.recorder.close()
         if track.recorder.writes:
@@ -362,11 +358,7 @@ class Session:
 
     def _free(self) -> list[torch.optim.Optimizer]:
         """Optimizers that belong to no training yet."""
-        if self._none_free:
-            return []
-        free = [one for one in self._optimizers if id(one) not in self._by_optimizer]
-        self._none_free = not free
-        return free
+        return [one for one in self._optimizers if id(one) not in self._by_optimizer]
 
     def _outermost(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether no other optimizer of the same training, and no `step` of a subclass, is calling this one."""
@@ -385,7 +377,6 @@ class Session:
     def _lost(self, key: int) -> None:
         """An optimizer was deleted: without one its training is over. Called by the collector, so it only takes a note."""
         track = self._by_optimizer.pop(key, None)
-        self._none_free = False
         if track is not None and track not in self._by_optimizer.values():
             self._over.append(track)
 

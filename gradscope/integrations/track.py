@@ -15,8 +15,7 @@ from gradscope.capture.recorder import Reading, Recorder, rates_of
 from gradscope.integrations.holdings import held
 from gradscope.integrations.offender import Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
-from gradscope.integrations.sentinels import Mark, Sentinels, ratios, unchanged, uniform
-from gradscope.integrations.sentinels import mark as mark_of
+from gradscope.integrations.sentinels import Mark, Sentinels, mark, ratios, unchanged, uniform
 from gradscope.runs import events
 from gradscope.runs.schema import Ending
 
@@ -47,7 +46,6 @@ class Track:
         self._before: Mark = ()
         self._after: Mark = ()
         self._marks: Mark = ()
-        self._away = not all(tensor.is_cpu for tensor in recorder.tensors)
         self._norms_after: dict[int, float] = {}
         self._clipped = self._clips = self._looked = False
         self._stepped: set[int] = set()
@@ -123,19 +121,26 @@ class Track:
         self._clipped = self._looked = False
         if self.due:
             self.recorder.observe(loss, batch=batch)
-            if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
-                self.recorder.measure(scale=scale, loss_scale=self.loss_scale)
-            elif self._looks and not self._clips:
-                self._norms_after = {i: norm / float(scale) for i, norm in self.sentinels.norms().items()}
+            reads = self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps
+            if reads:
+                self._measure()
             if self._looks and not self._clips:
-                self._marks = mark_of(self.recorder.tensors)
+                self._marks = mark(self.recorder.tensors)
+                if not reads:
+                    self._norms_after = self._norms_of_sentinels()
         return True
+
+    def _measure(self) -> Reading:
+        return self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+
+    def _norms_of_sentinels(self) -> dict[int, float]:
+        return {i: norm / float(self.scale) for i, norm in self.sentinels.norms().items()}
 
     @property
     def _looks(self) -> bool:
         """Whether values are compared in this step even where no gradient seems to have been written to."""
         step = self.recorder.step
-        return step < OFTEN or step % SELDOM == 0 or not (self._away or math.isnan(self._limit_by_hand))
+        return step < OFTEN or step % SELDOM == 0 or not (self.recorder.away or math.isnan(self._limit_by_hand))
 
     def gradients(self) -> set[int]:
         """The ids of its gradients."""
@@ -150,7 +155,7 @@ class Track:
         """Read the gradients now, unless that was done since the last backward, and note the threshold."""
         if not self.due:
             return None
-        reading = self.recorder.reading or self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+        reading = self.recorder.reading or self._measure()
         if not math.isnan(limit):
             reading = reading._replace(max_norm=limit)
         self.recorder.take(reading)
@@ -219,7 +224,7 @@ class Track:
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
         """Write what is left and how it ended; `ending` is told the steps taken."""
         reading, unseen = self.recorder.reading, not self._hooked and (self.recorder.step or not self._references)
-        if self._stepped or (reading is not None and (unseen or reading.norms.nonfinite.any())):
+        if self._stepped or (reading is not None and (unseen or reading.broken)):
             self.finish_step(skipped=self._hooked and not self._stepped)
         self.recorder.close(ending(self.recorder.step) if ending else None)
 
@@ -232,7 +237,7 @@ class Track:
     def _abandon(self) -> None:
         """The gradients were thrown away. Where no optimizer steps that is how a step ends; else it was left out."""
         reading, by_hand = self.recorder.reading, not self._hooked and (self._clipped or not self._references)
-        if reading is not None and (by_hand or reading.norms.nonfinite.any()):
+        if reading is not None and (by_hand or reading.broken):
             self.finish_step(skipped=self._hooked)
         else:
             self.recorder.abandon()
@@ -258,20 +263,20 @@ class Track:
         """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which
         is waited for then.
         """
-        written = self._looks and mark_of(self.recorder.tensors) != self._marks
-        found = [] if self._away else self._changes_of_sentinels()
+        written = self._looks and mark(self.recorder.tensors) != self._marks
+        found = [] if self.recorder.away else self._changes_of_sentinels()
         reading = self.recorder.reading
         if not written or reading is None or not unchanged(found):
             return found
         self.recorder.take(None)
-        after = self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+        after = self._measure()
         self.recorder.take(reading)
         return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norms.norm)))
 
     def _changes_of_sentinels(self) -> list[float]:
         if not self._looks and self.sentinels.mark() == self._after:
             return []
-        now = {i: norm / float(self.scale) for i, norm in self.sentinels.norms().items()}
+        now = self._norms_of_sentinels()
         reading = self.recorder.reading
         before = {i: float(reading.norms.norm[i]) for i in now} if reading is not None else self._norms_after
         return ratios(before, now)
@@ -280,7 +285,7 @@ class Track:
         self.order.take(events.CLIP_BY_HAND, "", ratio)
         reading = self.recorder.reading
         if reading is None:
-            after = self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
+            after = self._measure()
             reading = after._replace(norms=after.norms.divided(ratio)) if uniform else after
         self._limit_by_hand = reading.global_norm * ratio if uniform else math.nan
         self.recorder.take(reading)

@@ -77,16 +77,14 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  #
         """Write the row."""
         if self._recorder is not None:
             optimizer = kwargs["optimizer"]
-            rates = rates_of([optimizer])
-            self._recorder.finish_step(skipped=self._skipped(optimizer), lr=rates)
+            self._recorder.finish_step(skipped=self._skipped(optimizer), lr=rates_of([optimizer]))
             say_what_went_first(self._recorder, self._origin)
             self._origin = None
 
     def _skipped(self, optimizer: Any) -> bool:
         """Whether the scaler kept the optimizer from its step; Accelerate does not know it of a fused one."""
         reading = self._recorder.reading if self._recorder and self._trainer.accelerator.scaler else None
-        broken = reading is not None and bool(reading.norms.nonfinite.any())
-        return broken or bool(getattr(optimizer, "step_was_skipped", False))
+        return (reading is not None and reading.broken) or bool(getattr(optimizer, "step_was_skipped", False))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the run."""

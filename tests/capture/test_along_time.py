@@ -55,7 +55,7 @@ class Net(nn.Module):
         states = last if isinstance(last, tuple) else (last,)
         read = out.data if isinstance(out, PackedSequence) else out
         loss = sum(((i + 1.5) * state).sin().sum() for i, state in enumerate(states))
-        return loss if last_only else loss + (read * torch.linspace(-1, 1, read.numel()).view_as(read)).sum()  # type: ignore[return-value]
+        return loss if last_only else loss + (read * torch.linspace(-1, 1, read.numel()).view_as(read)).sum()  # type: ignore[return-value]  # sum() of tensors is no int here
 
 
 def steps_of(rnn: nn.RNNBase, place: str, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor | None) -> Any:
@@ -344,9 +344,34 @@ def test_cells_of_ones_own(inner: bool, name: str) -> None:
     assert probe.unmeasured == {}
 
 
+def test_a_last_state_that_no_gradient_reaches() -> None:
+    class Pair(nn.Module):
+        """Both states from one matrix: the second of the last step is used by nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.ih, self.hh = nn.Linear(4, 10), nn.Linear(10, 10)
+
+        def forward(self, x: torch.Tensor, state: Any) -> Any:
+            return (self.ih(x) + self.hh(torch.cat(state, -1))).tanh().chunk(2, -1)
+
+    class PairLoop(Loop):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = (torch.zeros(x.shape[1], 5),) * 2
+            for t in range(len(x)):
+                state = self.cell(self.into(x[t]), state)
+            return state[0].sum()
+
+    loop = PairLoop(Pair())
+    found, _ = measured(loop, lambda: loop(torch.randn(9, 2, 3)))
+    assert found["state_grad_norm"]["cell"][8] == pytest.approx((2 * 5) ** 0.5)
+    assert found["cell_state_grad_norm"]["cell"][8] == 0.0
+    assert found["cell_state_grad_norm"]["cell"][7] > 0
+
+
 def test_a_state_that_comes_second_and_is_dropped_out_between() -> None:
     class Second(OwnCell):
-        def forward(self, x: torch.Tensor, h: torch.Tensor) -> Any:  # type: ignore[override]
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> Any:  # type: ignore[override]  # it gives an output too
             h = super().forward(x, h)
             return h * 2, h
 
@@ -429,7 +454,7 @@ def test_the_loss_is_the_same_bit_for_bit() -> None:
                 probe.begin(step)
             optimizer.zero_grad()
             loss = net(torch.randn(3, 6, 3))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             probe.end(step, Collected())
             found.append(loss.item())
@@ -503,7 +528,7 @@ def test_compiled_layers_are_run_eagerly_or_say_so(monkeypatch: pytest.MonkeyPat
     start = {name: value.clone() for name, value in net.state_dict().items()}
     expected, _ = measured(net, lambda: net(x))
     net.load_state_dict(start)
-    net.compile(backend="eager")  # type: ignore[no-untyped-call]
+    net.compile(backend="eager")  # type: ignore[no-untyped-call]  # torch leaves it untyped
     net(x)
     with eagerly(net):
         found, probe = measured(net, lambda: net(x))
@@ -518,6 +543,6 @@ def test_compiled_layers_are_run_eagerly_or_say_so(monkeypatch: pytest.MonkeyPat
 def test_a_matrix_that_is_no_number_has_no_sigma() -> None:
     loop = Loop(nn.RNNCell(4, 5))
     with torch.no_grad():
-        loop.cell.weight_hh.fill_(float("inf"))  # type: ignore[operator,union-attr]
+        loop.cell.weight_hh.fill_(float("inf"))  # type: ignore[operator,union-attr]  # an attribute of any module
     found = measured(loop, lambda: loop(torch.randn(3, 1, 3)))[0]
     assert "sigma_recurrent" not in found

@@ -113,10 +113,10 @@ class Halves(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(6, 12)
+        self.w = nn.Parameter(torch.randn(6, 12))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.fc(x).chunk(2, -1)
+        return (x @ self.w).chunk(2, -1)
 
 
 class SecondHalf(nn.Module):

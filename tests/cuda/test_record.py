@@ -59,28 +59,19 @@ print(json.dumps({
     "weights": sum(p.double().sum().item() for p in model.parameters()),
 }))
 """
-PLAIN = """
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
-for i in range(STEPS):
-    unwatched(i)
-    loss = loss_of(i)
-    loss.backward()
-    norms.append(norm_now())
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
-CLIPPED = """
-optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-for i in range(STEPS):
-    unwatched(i)
-    loss = loss_of(i)
-    loss.backward()
-    norms.append(nn.utils.clip_grad_norm_(model.parameters(), LIMIT))
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
+
+
+def looped(optimizer: str, after: str = "norms.append(norm_now())", loss: str = "loss = loss_of(i)") -> str:
+    """A script that trains with `optimizer`: `loss` makes the loss, `after` is what it does behind the backward pass."""
+    lines = ["unwatched(i)", *loss.splitlines(), "loss.backward()", *after.splitlines(), "optimizer.step()"]
+    body = [*lines, "optimizer.zero_grad()", "losses.append(loss.detach())"]
+    return "\n".join([optimizer, "for i in range(STEPS):", *(f"    {line}" for line in body)])
+
+
+SGD = "optimizer = torch.optim.SGD(model.parameters(), 0.1)"
+CLIP = "norms.append(nn.utils.clip_grad_norm_(model.parameters(), LIMIT))"
+PLAIN = looped(SGD)
+CLIPPED = looped("optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)", CLIP)
 ACCUMULATED = """
 optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
 for i in range(0, STEPS, 2):
@@ -93,20 +84,15 @@ for i in range(0, STEPS, 2):
     optimizer.step()
     losses.append(sum(loss.detach() for loss in both) / 2)
 """
-FROZEN = """
+FROZEN = looped(
+    """
 for p in model.rnn.parameters():
     p.requires_grad_(False)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
-for i in range(STEPS):
-    unwatched(i)
-    with torch.autocast("cuda", torch.bfloat16):
-        loss = loss_of(i)
-    loss.backward()
-    norms.append(norm_now())
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
+""",
+    loss="""with torch.autocast("cuda", torch.bfloat16):
+    loss = loss_of(i)""",
+)
 SCALED = """
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 scaler = torch.amp.GradScaler("cuda", init_scale=2.0**16, growth_interval=6)
@@ -122,45 +108,23 @@ for i in range(STEPS):
     optimizer.zero_grad()
     losses.append(loss.detach())
 """
-AVERAGED = """
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
-for i in range(STEPS):
-    if i == 17:  # when gradients are looked at closely, that is in every eighth step, the device is waited for
-        unwatched(UNTIMED)
-    loss = loss_of(i)
-    loss.backward()
-    for p in model.parameters():
-        p.grad /= 3
-    norms.append(norm_now())
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
-RATE = """
-optimizer = torch.optim.AdamW(model.parameters(), torch.tensor(1e-3, device="cuda"), capturable=True)
-for i in range(STEPS):
-    unwatched(i)
-    loss = loss_of(i)
-    loss.backward()
-    norms.append(norm_now())
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
-COMPILED = """
-torch.use_deterministic_algorithms(False)
-body = torch.compile(model.body)
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
-for i in range(STEPS):
-    unwatched(i)
-    h = model.rnn(model.embed(data[i]))[0]
-    loss = F.mse_loss(model.head(h + body(model.norm(h))), data[i])
-    loss.backward()
-    norms.append(nn.utils.clip_grad_norm_(model.parameters(), LIMIT))
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(loss.detach())
-"""
+AVERAGED = looped(
+    SGD,
+    """for p in model.parameters():
+    p.grad /= 3
+norms.append(norm_now())""",
+).replace(
+    # where gradients are looked at closely, at first and in every eighth step, the device is waited for
+    "unwatched(i)",
+    "i == 17 and unwatched(UNTIMED)",
+)
+RATE = looped('optimizer = torch.optim.AdamW(model.parameters(), torch.tensor(1e-3, device="cuda"), capturable=True)')
+COMPILED = looped(
+    f"torch.use_deterministic_algorithms(False)\nbody = torch.compile(model.body)\n{SGD}",
+    CLIP,
+    """h = model.rnn(model.embed(data[i]))[0]
+loss = F.mse_loss(model.head(h + body(model.norm(h))), data[i])""",
+)
 CASES = {
     "plain": PLAIN,
     "clipped": CLIPPED,
@@ -197,10 +161,9 @@ def test_clips_and_rates_are_noted(tmp_path: Path) -> None:
 
 
 def test_a_clip_by_hand_is_seen(tmp_path: Path) -> None:
-    clip = (
-        "for p in model.parameters():\n        p.grad *= torch.clamp(LIMIT / norms[-1], max=1.0)\n    optimizer.step()"
-    )
-    seen, run = both(tmp_path, PLAIN.replace("optimizer.step()", clip).replace("unwatched(i)", "pass"))
+    clip = "for p in model.parameters():\n    p.grad *= torch.clamp(LIMIT / norms[-1], max=1.0)"
+    body = looped(SGD, f"norms.append(norm_now())\n{clip}")
+    seen, run = both(tmp_path, body.replace("unwatched(i)", "pass"))
     np.testing.assert_allclose(run.global_norm, seen["norms"], rtol=1e-5)
     assert min(seen["norms"]) > 0.05
     np.testing.assert_allclose(run.max_norm, 0.05, rtol=1e-4)
@@ -248,10 +211,7 @@ def test_a_graph_that_repeats_steps_unseen_is_left_alone(tmp_path: Path) -> None
 
 
 def test_the_first_offender_is_named(tmp_path: Path) -> None:
-    broken = PLAIN.replace(
-        "    loss.backward()", "    if i == 9:\n        loss = loss * torch.inf\n    loss.backward()"
-    )
-    _, run = both(tmp_path, broken)
+    _, run = both(tmp_path, looped(SGD, loss="loss = loss_of(i) * (torch.inf if i == 9 else 1.0)"))
     found = run.header.first_nonfinite
     assert found is not None
     assert (found.step, found.went_first) == (9, "loss")
