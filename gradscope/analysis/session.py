@@ -96,7 +96,9 @@ class Session:
         return self.recorder.directory
 
     def note(self, text: str) -> None:
-        """A sentence that every report of this run will show."""
+        """A sentence that every report of this run will show, once."""
+        if text in self.recorder.header.notes:
+            return
         self.recorder.update_header(notes=(*self.recorder.header.notes, text))
         self.watcher.say(text)
 

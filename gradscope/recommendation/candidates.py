@@ -38,12 +38,32 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
-    tried again; no clipping where that is as good; among equals, the largest threshold.
+    tried again; no clipping where that is as good; among equals, the largest threshold. No clipping alone, tried longer
+    before the time was up, decides nothing.
     """
     tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
-    longest = [one for one in tried if one.steps == tried[0].steps]
-    winner = _settle([(_surely(one, longest), one) for one in longest], _noise(longest))
+    winner = _decided(run, tried)
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
+
+
+def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
+    longest = [one for one in tried if one.steps == tried[0].steps]
+    if shorter := tried[len(longest) :]:
+        before = _decided(run, shorter) if all(one.max_norm is None for one in longest) else None
+        if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
+            return before
+    return _settle([(_surely(one, longest), one) for one in longest], _noise(longest))
+
+
+def _reached(run: Run, unclipped: Candidate, limit: float) -> bool:
+    """Whether clipping at `limit` would have changed this trial without clipping."""
+    trial = run.trials[unclipped.trial]
+    return trial.header.trial is not None and largest_norm(trial) > limit * stretch(trial.header.trial)
+
+
+def largest_norm(trial: Run) -> float:
+    """The largest finite gradient norm of a trial, unscaled; 0 without one."""
+    return float(unscaled_norms(trial)[usable(trial)].max(initial=0.0))
 
 
 def same_threshold(one: Candidate, limit: float | None) -> bool:

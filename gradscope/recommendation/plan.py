@@ -17,7 +17,7 @@ from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import number, unscaled_norms, usable
 from gradscope.recommendation.basis import choose_basis
-from gradscope.recommendation.candidates import candidates, final_loss, finished, stretch
+from gradscope.recommendation.candidates import candidates, final_loss, finished, largest_norm, stretch
 from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
 from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
@@ -99,13 +99,20 @@ def _finals(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
     about = run.trials[NONE].header.trial
     first, top = len(about.indexes) if about else FIRST, middle * 10.0 ** (DECADES[0] + 0.5)
     asked = first_finals(_grid(run, middle), top)
-    length = min(FINAL, steps // max(1, len(asked)), horizon(run))
+    length = _begun(run) or min(FINAL, steps // max(1, len(asked)), horizon(run))
     if not asked or length < min(horizon(run), 2 * first):
         return ()
-    if new := _new(run, asked, length):
-        return new
-    tried = [one for one in candidates(run) if one.steps == length]
-    return _new(run, walk(tried, top), length) or _new(run, repeat(tried), length)
+    new = _new(run, asked, length)
+    if not new:
+        tried = [one for one in candidates(run) if one.steps == length]
+        new = _new(run, walk(tried, top), length) or _new(run, repeat(tried), length)
+    return new[: steps // length]
+
+
+def _begun(run: Run) -> int:
+    """The length of the finals that were tried already, which the others must have to be compared; 0 before the first."""
+    finals = (len(one.indexes) for name, one in _candidate_trials(run).items() if name.startswith("final-"))
+    return max(finals, default=0)
 
 
 def _new(run: Run, asked: Asked, length: int) -> tuple[Trial, ...]:
@@ -141,8 +148,7 @@ def _same_as_unclipped(run: Run, trial: Trial, name: str) -> bool:
     about = unclipped.header.trial if unclipped else None
     if unclipped is None or about is None or about.indexes != trial.indexes or trial.max_norm is None:
         return False
-    largest = float(unscaled_norms(unclipped)[usable(unclipped)].max(initial=0.0))
-    return math.isfinite(final_loss(run, unclipped)) and largest <= trial.max_norm
+    return math.isfinite(final_loss(run, unclipped)) and largest_norm(unclipped) <= trial.max_norm
 
 
 def _final(run: Run, name: str, limit: float, length: int) -> Trial:

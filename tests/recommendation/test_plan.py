@@ -19,7 +19,7 @@ def outcome(trial, best=0.05):
     return np.full(length, 0.1 + abs(np.log10(limit / best))), np.linspace(0.5, 1.0, length)
 
 
-def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50):
+def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50, spends=False):
     """Ask, play and ask again as `analyze` does; every stage with its trials, and the run at the end."""
     trials, stages = {}, []
     for _ in range(12):
@@ -28,6 +28,8 @@ def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50
         if not new:
             return stages, run
         stages.append(new)
+        if spends:
+            allowed -= sum(len(trial.indexes) for trial in new)
         trials |= {trial.name: (trial, *respond(trial)) for trial in new}
     raise AssertionError("it never has enough")
 
@@ -98,6 +100,40 @@ def test_no_clipping_goes_to_the_finals_when_it_is_best(tmp_path):
     assert [trial.name for trial in stages[4]] == ["final-side-1"]
     assert len(stages) == 5
     assert next(c for c in candidates(run) if c.chosen).max_norm is None
+
+
+def test_finals_are_as_long_as_the_first_of_them_while_the_time_runs_out(tmp_path):
+    stages, run = play(tmp_path, allowed=50 + 4 * FIRST + 4 * 300 + 1, spends=True)
+    plain, final = stages[3:5]
+    assert [trial.name for trial in plain] == ["final-none"]
+    assert [trial.name for trial in final] == ["final-best", "final-side-1", "final-side-2"]
+    assert {len(trial.indexes) for trial in [*plain, *final]} == {300}
+    assert next(c for c in candidates(run) if c.chosen).trial == "final-best"
+
+
+def test_the_best_final_is_tried_where_there_is_no_time_for_all(tmp_path):
+    run = play(tmp_path)[1]
+    first = {name: one for name, one in run.trials.items() if not name.startswith("final") or name == "final-none"}
+    left = dataclasses.replace(run, trials=first)
+    assert [trial.name for trial in next_candidates(left, FINAL + 1)] == ["final-best"]
+    assert next_candidates(left, FINAL - 1) == ()
+
+
+@pytest.mark.parametrize(("reaches", "expected"), [(True, "clip-0.1"), (False, "final-none")])
+def test_no_clipping_alone_tried_longer_decides_nothing(tmp_path, reaches, expected):
+    """Unless no gradient of it reached the threshold that was best before, which then is no clipping."""
+    run = play(tmp_path)[1]
+    trials = {
+        name: (
+            one.header.trial,
+            one.loss,
+            one.global_norm if reaches or name != "final-none" else one.global_norm * 1e-9,
+        )
+        for name, one in run.trials.items()
+        if not name.startswith("final") or name == "final-none"
+    }
+    (chosen,) = [one for one in candidates(make_run(tmp_path, [1.0] * 50, trials=trials, plan=PLAN)) if one.chosen]
+    assert chosen.trial == expected
 
 
 def test_the_threshold_in_use_is_tried(tmp_path):
