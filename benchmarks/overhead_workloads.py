@@ -62,7 +62,7 @@ class _Lstm(nn.Module):
 
 
 def _lstm() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    x = torch.randint(0, 256, (64, 16))
+    x = torch.randint(0, 256, (64, 64))
     return _Lstm(), lambda model: F.cross_entropy(model(x).flatten(0, 1), x.flatten())
 
 

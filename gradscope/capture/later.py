@@ -16,10 +16,9 @@ class Later:
         if values.device.type != "cuda":
             self._values = values.clone()
         else:
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
+            self._values = values.to("cpu", non_blocking=True)  # pinned
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(values.device))
 
     @property
     def ready(self) -> bool:
@@ -49,7 +48,10 @@ def arrived(value: object) -> bool:
 
 def soon(value: torch.Tensor | float) -> Number:
     """The number, without waiting for the device it is on."""
-    return Later(value.detach()) if isinstance(value, torch.Tensor) and not value.is_cpu else float(value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        return float(value) if value.is_cpu else Later(value)
+    return float(value)
 
 
 def widest(device: torch.device) -> torch.dtype:

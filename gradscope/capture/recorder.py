@@ -19,7 +19,7 @@ import torch
 from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.header import versions
-from gradscope.capture.later import Number, Numbers, gathered
+from gradscope.capture.later import Number, Numbers, gathered, soon
 from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.norms_host import HostNorms
@@ -102,7 +102,7 @@ class Recorder:
         self._ranks = ranks
         self._rows = Rows(partial(write_row, writer)) if writer else Rows(ranks.write) if ranks else None
         self._reading: Reading | None = None
-        self._losses: list[float | torch.Tensor] = []
+        self._losses: list[Number] = []
         self._batches: list[int | None] = []
         self._lr: Numbers = ()
         self.away = not all(tensor.is_cpu for tensor in tensors)
@@ -155,12 +155,8 @@ class Recorder:
         `batch`: the batch's position.
         """
         self._batches.append(batch)
-        if loss is None:
-            return
-        if isinstance(loss, torch.Tensor):
-            loss = loss.detach()
-            loss = loss.item() if loss.is_cpu else loss.clone()
-        self._losses.append(loss)
+        if loss is not None:
+            self._losses.append(soon(loss))
 
     def measure(
         self,
@@ -225,7 +221,7 @@ class Recorder:
             begun = time.perf_counter()
             rates = self._lr if lr is None else lr
             if self._rows:
-                self._rows.add(Row(self.step, reading, gathered(self._losses), self._batches, rates, skipped))
+                self._rows.add(Row(self.step, reading, self._losses, self._batches, rates, skipped))
             self._spent += time.perf_counter() - begun
             self._bound()
         self.last, self._skipped = self._reading or self.last, skipped

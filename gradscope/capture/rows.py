@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
     step: int
     reading: Reading
-    losses: Numbers
+    losses: Sequence[Number]
     batches: list[int | None]
     lr: Numbers
     skipped: Number
@@ -53,13 +53,13 @@ class Row(NamedTuple):
     @property
     def ready(self) -> bool:
         """Whether all its values have arrived."""
-        late = self.losses, self.lr, self.skipped, self.reading.scale
+        late = *self.losses, self.lr, self.skipped, self.reading.scale
         return bool(self.reading.norms.ready) and all(map(arrived, late))
 
     @property
     def known(self) -> Sequence[float]:
         """The losses; waits for them where it must."""
-        return listed(self.losses)
+        return list(map(float, self.losses))
 
     @property
     def loss(self) -> float:

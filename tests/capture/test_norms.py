@@ -1,5 +1,6 @@
 """Norms against plain float64 arithmetic, for every kind of gradient and size of number."""
 
+import ctypes
 import functools
 import math
 
@@ -9,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscope.capture import norms_compiled, norms_host
+from gradscope.capture import norms_compiled, norms_cuda, norms_host
 from gradscope.capture.later import Later
 from gradscope.capture.norms import exact, missing, root_sum_square
 from gradscope.capture.norms_compiled import WIDTH, CompiledNorms
+from gradscope.capture.norms_cuda import kernels
 from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.norms_host import HostNorms
 
@@ -331,3 +333,36 @@ def test_without_a_compiler_numpy_reads(monkeypatch):
     assert norms_compiled._loaded() is None
     monkeypatch.setattr(norms_compiled, "WIDTH", 0)
     assert type(norms_compiled.host_norms([holder(torch.ones(3))])) is HostNorms
+
+
+def test_kernels_only_where_there_is_an_nvidia_gpu(monkeypatch):
+    assert kernels(torch.device("cpu")) is None
+    assert kernels(torch.device("meta")) is None
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert kernels(torch.device("cuda", 99)) is None
+
+
+def test_without_a_compiler_torch_s_own_operations_read(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "0.0")
+    with pytest.raises(OSError, match=r"nvrtc"):
+        norms_cuda._compiled((9, 0))
+
+
+def test_what_the_kernels_are_told(monkeypatch):
+    """The table of `norms.cu`, replayed here: every element is read once, by the launch that knows where its gradient is."""
+    monkeypatch.setattr(norms_cuda, "MOST", 3)
+    sizes = [5, 0, norms_cuda.CHUNK, 2 * norms_cuda.CHUNK + 1, 1]
+    kinds = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float32]
+    gradients = [torch.zeros(size, dtype=kind) for size, kind in zip(sizes, kinds, strict=True)]
+    reader = norms_cuda.CudaNorms(norms_cuda.Kernels(ctypes.c_void_p(), ctypes.c_void_p()), gradients)
+    count, table = len(sizes), reader._table.tolist()
+    first, owners = table[2 * count : 3 * count + 1], table[3 * count + 1 :]
+    assert table[:count] == sizes
+    assert table[count : 2 * count] == [norms_cuda.KINDS[kind] for kind in kinds]
+    read = [0] * count
+    for begin, blocks in reader._groups:
+        for piece in range(first[begin], first[begin] + blocks):
+            array = owners[piece]
+            assert begin <= array < begin + 3
+            read[array] += min(norms_cuda.CHUNK, sizes[array] - (piece - first[array]) * norms_cuda.CHUNK)
+    assert read == sizes

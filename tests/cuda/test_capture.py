@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.capture import norms_device
 from gradscope.capture.loop import step_once
+from gradscope.capture.norms_cuda import kernels
 from gradscope.capture.norms_device import DeviceNorms
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import take
@@ -60,7 +62,56 @@ def test_kinds_of_numbers_beside_each_other_and_nonfinite_ones() -> None:
     gradients[1][2] = torch.nan
     norms = DeviceNorms([*map(holder, gradients)]).read()
     assert norms.nonfinite.tolist() == [0, 1, 0, 0]
+    assert math.isnan(norms.peak[1])
+    assert math.isnan(norms.norm[1])
     np.testing.assert_allclose(norms.norm[[0, 2, 3]], np.array([1, 3, 4]) * math.sqrt(5), rtol=1e-6)
+
+
+def test_more_gradients_than_one_launch_reads() -> None:
+    gradients = [torch.full((1 + i % 7, 3), float(i), device="cuda") for i in range(1000)]
+    for _ in range(2):
+        norms = DeviceNorms([*map(holder, gradients)]).read()
+        assert norms.peak.tolist() == list(map(float, range(1000)))
+        np.testing.assert_allclose(norms.norm, [float(one.double().norm()) for one in gradients], rtol=1e-12)
+
+
+def test_a_gradient_that_was_forgotten_while_it_was_read() -> None:
+    tensors = [holder(torch.full((1 << 24,), 2.0, device="cuda")) for _ in range(4)]
+    reader = DeviceNorms(tensors)
+    late = [reader.read() for _ in range(20)]
+    for tensor in tensors:
+        tensor.grad = None
+    torch.full((1 << 24,), torch.nan, device="cuda")
+    assert all(norms.peak.tolist() == [2.0] * 4 for norms in late[::3])
+
+
+def test_the_kernels_and_torch_s_own_operations_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(8, 3, 40, 50, device="cuda").to(memory_format=torch.channels_last)
+    gradients = [
+        image,
+        image[:, :, ::2],
+        torch.randn((), device="cuda"),
+        torch.ones(5, device="cuda").expand(4, 5),
+        torch.randn(70_000, device="cuda")[1:],
+        torch.randn(9, device="cuda", dtype=torch.complex64),
+        torch.eye(50, device="cuda").to_sparse(),
+        torch.full((100_000,), -math.inf, device="cuda"),
+        torch.randn(33, 17, device="cuda").t().bfloat16(),
+    ]
+    tensors = [*map(holder, gradients)]
+    assert kernels(image.device) is not None
+    reader = DeviceNorms(tensors)
+    reader.read()
+    monkeypatch.setattr(norms_device, "kernels", lambda _: None)
+    plain = DeviceNorms(tensors).read()
+    for _ in range(2):
+        norms = reader.read()
+        np.testing.assert_allclose(norms.norm, plain.norm, rtol=1e-12)
+        np.testing.assert_array_equal(norms.peak, plain.peak)
+        assert norms.nonfinite.tolist() == [0] * 7 + [100_000, 0]
+        for tensor in tensors[2:5]:
+            tensor.grad = tensor.grad.clone()  # they move
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
