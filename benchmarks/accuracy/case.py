@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class Case:
     culprit: str | None = None
     factor: float = 1.0
     group_lr: float = 1.0
+    eps: float = 1e-8
 
 
 @dataclass
@@ -60,6 +61,12 @@ def build(case: Case) -> Loaded:
     return Loaded(model, case.data, lambda m, b: case.loss(m(b[0]), b[1]), optimizer, scheduler, case.steps)
 
 
+def scaled(case: Case, factor: float) -> Case:
+    """The same training with its loss multiplied."""
+    rate = case.lr / factor if case.optimizer in ("sgd", "momentum") else case.lr
+    return replace(case, loss=lambda *batch: factor * case.loss(*batch), lr=rate, eps=factor * case.eps)
+
+
 def _plant(model: nn.Module, case: Case) -> None:
     if case.culprit and case.factor != 1.0:
         with torch.no_grad():
@@ -78,9 +85,9 @@ def _optimizer(model: nn.Module, case: Case) -> torch.optim.Optimizer:
     kinds = {
         "sgd": torch.optim.SGD,
         "momentum": partial(torch.optim.SGD, momentum=0.9),
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
+        "adam": partial(torch.optim.Adam, eps=case.eps),
+        "adamw": partial(torch.optim.AdamW, eps=case.eps),
+        "rmsprop": partial(torch.optim.RMSprop, eps=case.eps),
     }
     return kinds[case.optimizer](groups, lr=case.lr)
 

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 from benchmarks.accuracy import corpus, drawn
-from benchmarks.accuracy.case import Loaded, build
+from benchmarks.accuracy.case import Loaded, build, scaled
 
 EXPLODED, UNCLEAR = 10.0, 3.0
 
@@ -48,9 +48,10 @@ class Outcome:
         return below[-1] + 1 if below else 0
 
 
-def load(name: str) -> Loaded:
-    """The case of that name, in the names of a spec file."""
-    return build(next(case for case in chain(corpus.cases(), drawn.cases()) if case.name == name))
+def load(name: str, factor: float = 1.0) -> Loaded:
+    """The case of that name, its loss multiplied, in the names of a spec file."""
+    found = next(case for case in chain(corpus.cases(), drawn.cases()) if case.name == name)
+    return build(scaled(found, factor))
 
 
 def train(name: str, max_norm: float | None = None, policy: object = None) -> Outcome:

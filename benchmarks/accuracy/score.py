@@ -2,7 +2,7 @@
 
 Outcomes are measured by plain training to the horizon (outcome.py), verdicts through the public API on a spec file. The
 corpus was written before it was first scored, and nothing in gradscope was fitted on it. `--only foresight` draws long
-trainings at random and forbids rehearsals in full: what compressed ones alone foresee.
+trainings at random and forbids rehearsals in full: what compressed ones alone foresee. `--only scale` multiplies the losses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.accuracy import drawn
+from benchmarks.accuracy import drawn, scale
 from benchmarks.accuracy.case import SHORT, Case
 from benchmarks.accuracy.corpus import cases
 from benchmarks.accuracy.outcome import Outcome, train
@@ -34,7 +34,7 @@ SPEC = """
 import sys
 sys.path.insert(0, {root!r})
 from benchmarks.accuracy.outcome import load
-case = load({name!r})
+case = load({name!r}, {factor!r})
 model, data, training_step = case.model, case.data, case.training_step
 optimizer, scheduler, total_steps = case.optimizer, case.scheduler, case.total_steps
 del case
@@ -54,14 +54,14 @@ class Row:
     max_norm: float | None
 
 
-def said(name: str, verify: bool) -> dict[str, object]:
-    """`Report.to_dict()` of a case through the public API, on a spec file in a folder of its own."""
+def said(name: str, verify: bool, factor: float = 1.0) -> dict[str, object]:
+    """`Report.to_dict()` of a case, its loss multiplied, through the public API, on a spec file in a folder of its own."""
     import gradscope
 
     here, root = Path.cwd(), Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder, "spec_case.py")
-        spec.write_text(SPEC.format(root=str(root), name=name), encoding="utf-8")
+        spec.write_text(SPEC.format(root=str(root), name=name, factor=factor), encoding="utf-8")
         sys.modules.pop("spec_case", None)
         os.chdir(folder)
         try:
@@ -80,6 +80,12 @@ def diagnose(name: str) -> Row:
     return Row(
         name, outcome.explodes, outcome.onset, verdict, -math.inf if score is None else float(score), layers, None
     )  # type: ignore[arg-type]
+
+
+def at_scale(job: tuple[str, float]) -> scale.Answer:
+    """What is said of a case with its loss multiplied."""
+    torch.set_num_threads(1)
+    return scale.answer(said, *job)
 
 
 def foresee(name: str) -> Row:
@@ -194,7 +200,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--family")
-    parser.add_argument("--only", choices=["diagnosis", "threshold", "foresight"])
+    parser.add_argument("--only", choices=["diagnosis", "threshold", "foresight", "scale"])
     args = parser.parse_args()
     chosen = [case for case in cases() if args.family in (None, case.family)]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
@@ -203,6 +209,9 @@ def main() -> None:
             print_diagnosis(
                 pool.map(foresee, [case.name for case in long], chunksize=1), {one.name: None for one in long}
             )
+        if args.only == "scale":
+            asked = scale.jobs([case.name for case in chosen if case.steps <= SHORT])
+            scale.print_scale(asked, pool.map(at_scale, asked, chunksize=1))
         if args.only in (None, "diagnosis"):
             rows = pool.map(diagnose, [case.name for case in chosen], chunksize=1)
             print_diagnosis(rows, {case.name: case.culprit for case in chosen})
