@@ -5,8 +5,8 @@ taking it away again. Of both, what follows a real backward pass is timed: clipp
 recording does between and inside of them, and what it does around the backward pass, less what the clocks there cost, which
 are in the bare step too; a difference of two whole steps would drown in the noise of the machine. "no clip" is what
 recording adds in percent of the bare step; "clips" is a script that calls `clip_grad_norm_`, what recording adds in units of
-one such call, made in the same place. Medians, with quartiles. Rows are written to the file by another thread: about .15 ms
-four times a second, not in the table.
+one such call, made in the same place. Medians, with quartiles. Both hold what the thread that writes the rows takes of the
+processor, shared out over the recorded steps; "writing" is that share alone, in microseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from overhead_workloads import BUILDERS, Case, build
@@ -29,6 +29,7 @@ from gradscope.runs.schema import Ending
 
 AROUND_BACKWARD = ("before_backward", "after_backward")
 WARM_UP = 12
+WIDTHS = 10, 10, 26, 26, 14
 
 
 def main() -> None:
@@ -37,26 +38,36 @@ def main() -> None:
     parser.add_argument("--only", default="", help="begin of a workload's name")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'':24}{'step, ms':>10}{'clip, ms':>10}{'no clip, % of the step':>28}{'clips, in clip calls':>28}")
+    titles = ["step, ms", "clip, ms", "no clip, % of the step", "clips, in clip calls", "writing, us"]
+    print(f"{'':24}" + "".join(f"{title:>{width}}" for title, width in zip(titles, WIDTHS, strict=True)))
     for name in (name for name in BUILDERS if name.startswith(options.only)):
         print(f"{name:24}" + "".join(measure(name, options.rounds)), flush=True)
 
 
 def measure(name: str, rounds: int) -> list[str]:
-    bare, plain, _ = steps(build(name), rounds, None)
-    _, clipped, calls = steps(build(name), rounds, 0.5)
-    call = statistics.median(calls)
-    cells = [f"{1e3 * bare:>10.2f}{1e3 * call:>10.3f}"]
-    cells.append(f"{spread([100 * one / bare for one in plain]):>28}")
-    cells.append(f"{spread([one / call for one in clipped]):>28}")
-    return cells
+    plain, clips = steps(build(name), rounds, None), steps(build(name), rounds, 0.5)
+    bare, call = statistics.median(plain.bare), statistics.median(clips.calls)
+    cells = [
+        f"{1e3 * bare:.2f}",
+        f"{1e3 * call:.3f}",
+        spread([100 * (one + plain.writing) / bare for one in plain.added]),
+        spread([(one + clips.writing) / call for one in clips.added]),
+        f"{1e6 * plain.writing:.0f}",
+    ]
+    return [f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)]
 
 
-def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[float], list[float]]:
-    """CPU seconds of one bare step, what recording added to each recorded step, and bare clip calls.
+class Steps(NamedTuple):
+    """CPU seconds: bare steps, their clip calls, what recording added to each step, and what writing took of one."""
 
-    `share`: clip at this share of the norm; None: do not clip.
-    """
+    bare: list[float]
+    calls: list[float]
+    added: list[float]
+    writing: float
+
+
+def steps(case: Case, rounds: int, share: float | None) -> Steps:
+    """Run them. `share`: clip at this share of the norm; None: do not clip."""
     parameters = list(case.model.parameters())
     case.backward()
     limit = share and share * float(torch.nn.utils.clip_grad_norm_(parameters, 1e30))
@@ -75,7 +86,7 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
         case.optimizer.step()
         return clipped - begun, time.thread_time() - begun
 
-    whole, added, calls = [], [], []
+    found = Steps([], [], [], 0.0)
     for i in range(2 * rounds + WARM_UP):
         begun = time.thread_time()
         call, bare = step(clock.idle)
@@ -87,13 +98,23 @@ def steps(case: Case, rounds: int, share: float | None) -> tuple[float, list[flo
             time.sleep(0.05)
             clock.taken()
             continue
-        whole.append(spent)
-        calls.append(call)
-        added.append(clock.taken() + recorded - bare)
+        found.bare.append(spent)
+        found.calls.append(call)
+        found.added.append(clock.taken() + recorded - bare)
+    patches, begun = install(session), _elsewhere()
+    for _ in range(rounds):
+        step(lambda: None)
+    writing = (_elsewhere() - begun) / rounds
+    patches.undo()
     session.close(lambda reached: Ending("finished", reached))
     assert session.runs
     assert session.failure is None
-    return statistics.median(whole), added, calls
+    return found._replace(writing=writing)
+
+
+def _elsewhere() -> float:
+    """CPU seconds of this process's other threads."""
+    return time.process_time() - time.thread_time()
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -56,11 +57,11 @@ def clip_recorded(
 @torch.no_grad()
 def _clip_as_read(one: Recorder, tensors: list[torch.Tensor], max_norm: float) -> torch.Tensor | None:
     """Clip by the norms that the recorder reads here; None, with nothing changed, where torch has to read for itself."""
-    norms = one.measure(max_norm=max_norm).norms
+    norms = one.measure(max_norm=max_norm, as_torch=True).norms
     if norms.as_torch is None:
         return None
-    places = [one.places[id(tensor)] for tensor in tensors if tensor.grad is not None]
-    total = total_as_torch(norms.as_torch[places])
+    rounded, places = norms.as_torch, [one.places[id(tensor)] for tensor in tensors if tensor.grad is not None]
+    total = total_as_torch(array("f", [rounded[place] for place in places]))
     if total is None or not math.isfinite(total):
         return None
     result = torch.tensor(total, dtype=torch.float32, device="cpu")

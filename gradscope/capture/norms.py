@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from array import array
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradscope.capture.later import Number
+from gradscope.capture.later import Number, arrived
 
 BLOCK = 1 << 20
 
@@ -19,7 +21,7 @@ class Norms(NamedTuple):
     """One number a tensor: `norm` (L2) and `peak` (largest |g|), float64, NaN where there is no gradient.
 
     `present` tells a missing gradient from one that holds a NaN; `nonfinite` counts elements that are NaN or infinite.
-    `sum_square`: Σ norm², and `as_torch`: each norm as torch's own clipping rounds it, where they were found on the way.
+    `sum_square`: Σ norm², where it was found on the way.
     """
 
     norm: NDArray[np.float64]
@@ -27,7 +29,11 @@ class Norms(NamedTuple):
     present: NDArray[np.bool_]
     nonfinite: NDArray[np.int64]
     sum_square: float | None = None
-    as_torch: NDArray[np.float32] | None = None
+
+    @property
+    def as_torch(self) -> array[float] | None:
+        """Each norm as torch's own clipping rounds it, where that was found on the way."""
+        return None
 
     @property
     def ready(self) -> bool:
@@ -62,6 +68,44 @@ class Norms(NamedTuple):
             return self
         sum_square = None if self.sum_square is None else self.sum_square / scale**2
         return Norms(self.norm / scale, self.peak / scale, self.present, self.nonfinite, sum_square)
+
+
+class LateNorms:
+    """Norms that are made when they are asked for, with all that `Norms` has.
+
+    Asking for a value waits for `awaited`, then calls `make`.
+    """
+
+    def __init__(self, make: Callable[[], Norms], *awaited: Number, as_torch: array[float] | None = None) -> None:
+        self._make, self._awaited, self.as_torch = make, awaited, as_torch
+
+    @property
+    def ready(self) -> bool:
+        """Whether they have arrived."""
+        return all(map(arrived, self._awaited))
+
+    @cached_property
+    def now(self) -> Norms:
+        """The norms; waits for them where it must."""
+        return self._make()
+
+    def divided(self, scale: Number) -> LateNorms:
+        """The norms of the gradients divided by `scale`; does not wait."""
+        if isinstance(scale, float) and scale == 1.0:
+            return self
+        return LateNorms(lambda: self.now.divided(float(scale)), *self._awaited, scale)
+
+    def without(self, places: Sequence[int]) -> LateNorms:
+        """The norms as if the tensors at these places had no gradient; does not wait."""
+        return LateNorms(lambda: self.now.without(places), *self._awaited)
+
+    def of(self, places: Sequence[int]) -> LateNorms:
+        """The norms of the tensors at these places; does not wait."""
+        return LateNorms(lambda: self.now.of(places), *self._awaited)
+
+    def __getattr__(self, name: str) -> Any:
+        """What `Norms` has."""
+        return getattr(self.now, name)
 
 
 def root_sum_square(norms: NDArray[np.float64]) -> float:

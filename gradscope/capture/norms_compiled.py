@@ -6,11 +6,11 @@ The pass itself is `native/norms.c`. `width`: floats that the processor is asked
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradscope.capture.norms import Norms, exact
+from gradscope.capture.norms import LateNorms, Norms, exact
 from gradscope.capture.norms_host import HALF, HostNorms, plain
 
 _bytes, _on_host, _contiguous = attrgetter("nbytes"), attrgetter("is_cpu"), torch.Tensor.is_contiguous
@@ -75,8 +75,17 @@ class CompiledNorms(HostNorms):
         super().__init__(tensors)
         self._width = width
         self._layout: _Layout | None = None
+        self._as_torch = False
 
-    def _read(self, grads: list[Any]) -> Norms:
+    def read_as_torch(self) -> Norms | LateNorms:
+        """As `read`, and each norm also as torch's own clipping rounds it, unless a gradient lies unusually."""
+        self._as_torch = True
+        try:
+            return self.read()
+        finally:
+            self._as_torch = False
+
+    def _read(self, grads: list[Any]) -> Norms | LateNorms:
         layout = self._layout or _laid_out(grads)
         addresses = _addresses(grads, layout)
         if addresses is None:
@@ -84,64 +93,73 @@ class CompiledNorms(HostNorms):
             addresses = _addresses(grads, layout)
         assert addresses is not None
         self._layout = layout
-        norm, peak, as_torch, sum_square = _read_at(addresses, layout.sizes, self._width)
-        if layout.direct and math.isfinite(sum_square) and not (layout.copied or layout.odd):
-            return Norms(norm, peak, layout.present, layout.nonfinite, sum_square, as_torch)
-        return self._finished(grads, layout, Norms(norm, peak, layout.present, layout.nonfinite.copy()))
+        found = _read(addresses, layout.sizes, self._width, as_torch=self._as_torch)
+        if layout.direct and math.isfinite(found.sum_square) and not (layout.copied or layout.odd):
+            return LateNorms(partial(_norms, found, layout), as_torch=found.as_torch or None)
+        return self._finished(grads, layout, _norms(found, layout))
 
     def _finished(self, grads: list[Any], layout: _Layout, norms: Norms) -> Norms:
         """With the gradients that are not read in place, and the nonfinite values counted."""
+        norms = norms._replace(nonfinite=norms.nonfinite.copy(), sum_square=None)
         for place in layout.copied:
             values = grads[place].detach().float().numpy().ravel("K")
-            norms.norm[[place]], norms.peak[[place]], *_ = _read_at(*_placed([values]), self._width)
+            norms.norm[place], norms.peak[place] = _read_arrays([values], self._width).values
         for place in (*layout.odd, *np.flatnonzero(layout.present & ~np.isfinite(norms.norm))):
             norms.norm[place], norms.peak[place], norms.nonfinite[place] = exact(grads[place])
         return norms
 
 
 class _Found(NamedTuple):
-    """Of each array: L2, the largest |g|, and L2 as torch rounds it; and the sum of the squared norms."""
+    """L2 of each array, then the largest |g| of each; L2 as torch rounds it, empty if not asked for; the sum of the squares.
 
-    norm: NDArray[np.float64]
-    peak: NDArray[np.float64]
-    as_torch: NDArray[np.float32]
+    In a step, nothing of numpy is in the processor's caches: its first call would take longer than to read a small model.
+    """
+
+    values: array[float]
+    as_torch: array[float]
     sum_square: float
 
 
-def _read_at(addresses: array[int], sizes: array[int], width: int) -> _Found:
+def _read(addresses: array[int], sizes: array[int], width: int, *, as_torch: bool = False) -> _Found:
     """Read that many floats at each address; NaN at 0."""
     assert _LIBRARY is not None
     count = len(sizes)
-    rows = np.empty((3, count))
-    begin = rows.__array_interface__["data"][0]
-    results = begin, begin + 8 * count, begin + 16 * count
+    values, rounded = array("d", bytes(16 * count)), array("f", bytes(4 * count) if as_torch else b"")
+    norms = values.buffer_info()[0]
+    results = norms, norms + 8 * count, rounded.buffer_info()[0] if as_torch else None
     sum_square = _LIBRARY.norms(addresses.buffer_info()[0], sizes.buffer_info()[0], count, width, *results)
-    return _Found(rows[0], rows[1], rows[2].view(np.float32)[:count], sum_square)
+    return _Found(values, rounded, sum_square)
 
 
-def _placed(values: list[NDArray[np.float32]]) -> tuple[array[int], array[int]]:
-    """Their addresses and sizes."""
-    return array("q", [one.ctypes.data for one in values]), array("q", [one.size for one in values])
+def _read_arrays(values: list[NDArray[np.float32]], width: int, *, as_torch: bool = False) -> _Found:
+    places, sizes = array("q", [one.ctypes.data for one in values]), array("q", [one.size for one in values])
+    return _read(places, sizes, width, as_torch=as_torch)
 
 
-def total_as_torch(norms: NDArray[np.float32]) -> float | None:
+def _norms(found: _Found, layout: _Layout) -> Norms:
+    norm, peak = np.frombuffer(found.values).reshape(2, -1)
+    return Norms(norm, peak, layout.present, layout.nonfinite, found.sum_square)
+
+
+def total_as_torch(norms: array[float]) -> float | None:
     """The L2 norm of gradients with these norms `as_torch`, in this order, as torch's own clipping rounds it.
 
     None where torch, as it was built for this machine, rounds otherwise than the compiled pass expects.
     """
     if not _rounds_as_torch(torch.get_num_threads()):
         return None
-    return float(_read_at(*_placed([norms]), WIDTH).as_torch[0])
+    place, size = array("q", [norms.buffer_info()[0]]), array("q", [len(norms)])
+    return _read(place, size, WIDTH, as_torch=True).as_torch[0]
 
 
-@functools.cache
+@cache
 def _rounds_as_torch(_threads: int) -> bool:
     """Whether torch, with so many threads, gives the norms `as_torch` of values at random, of many sizes, bit for bit."""
     generator = np.random.default_rng(0)
     values = [generator.standard_normal(size, np.float32) for size in TRIED_SIZES]
-    found = _read_at(*_placed(values), WIDTH).as_torch
+    found = _read_arrays(values, WIDTH, as_torch=True).as_torch
     expected = torch.stack(torch._foreach_norm([*map(torch.from_numpy, values)], 2.0))
-    return bool((found == expected.numpy()).all())
+    return found.tolist() == expected.tolist()
 
 
 def _addresses(grads: list[Any], layout: _Layout) -> array[int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -13,46 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.capture.distributed import combine, local, spread
-from gradscope.capture.later import Later, Number, arrived, widest
-from gradscope.capture.norms import Norms, missing
+from gradscope.capture.later import Later, widest
+from gradscope.capture.norms import LateNorms, Norms, missing
 from gradscope.capture.norms_cuda import KINDS, CudaNorms, kernels
 
 _kind = attrgetter("dtype", "layout", "requires_grad")
 _lies = attrgetter("device", "dtype", "nbytes")
 _PLAIN = {(dtype, torch.strided, False) for dtype in KINDS}
-
-
-class LateNorms:
-    """Norms that are on their way, with all that `Norms` has; asking for a value waits for `awaited`, then calls `make`."""
-
-    def __init__(self, make: Callable[[], Norms], *awaited: Number) -> None:
-        self._make, self._awaited = make, awaited
-
-    @property
-    def ready(self) -> bool:
-        """Whether they have arrived."""
-        return all(map(arrived, self._awaited))
-
-    @cached_property
-    def now(self) -> Norms:
-        """The norms; waits for them where it must."""
-        return self._make()
-
-    def divided(self, scale: Number) -> LateNorms:
-        """The norms of the gradients divided by `scale`; does not wait."""
-        return LateNorms(lambda: self.now.divided(float(scale)), *self._awaited, scale)
-
-    def without(self, places: Sequence[int]) -> LateNorms:
-        """The norms as if the tensors at these places had no gradient; does not wait."""
-        return LateNorms(lambda: self.now.without(places), *self._awaited)
-
-    def of(self, places: Sequence[int]) -> LateNorms:
-        """The norms of the tensors at these places; does not wait."""
-        return LateNorms(lambda: self.now.of(places), *self._awaited)
-
-    def __getattr__(self, name: str) -> Any:
-        """What `Norms` has."""
-        return getattr(self.now, name)
 
 
 class DeviceNorms:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.capture.distributed import combine, local, spread
-from gradscope.capture.norms import Norms, exact, missing
+from gradscope.capture.norms import LateNorms, Norms, exact, missing
 
 ROW = 2048
 ROWS = 64
@@ -95,7 +95,7 @@ class HostNorms:
         self._plan: _Plan | None = None
         self._spread = spread(self._tensors)
 
-    def read(self) -> Norms:
+    def read(self) -> Norms | LateNorms:
         """The norms of the gradients as they are now."""
         grads = [tensor.grad for tensor in self._tensors]
         if not self._spread:
@@ -107,7 +107,11 @@ class HostNorms:
         norms.nonfinite[:] = nonfinite.numpy()
         return norms
 
-    def _read(self, grads: list[Any]) -> Norms:
+    def read_as_torch(self) -> Norms | LateNorms:
+        """As `read`, and each norm also as torch's own clipping rounds it, where that is found on the way."""
+        return self.read()
+
+    def _read(self, grads: list[Any]) -> Norms | LateNorms:
         if self._plan is not None:
             try:
                 return _read(grads, self._plan)

@@ -100,16 +100,24 @@ class Recorder:
         self._header = header
         self._writer = writer
         self._ranks = ranks
-        self._rows = Rows(partial(write_row, writer)) if writer else Rows(ranks.write) if ranks else None
+        self.away = not all(tensor.is_cpu for tensor in tensors)
+        self._rows = self._rows_to(writer, ranks)
         self._reading: Reading | None = None
         self._losses: list[Number] = []
         self._batches: list[int | None] = []
         self._lr: Numbers = ()
-        self.away = not all(tensor.is_cpu for tensor in tensors)
         self._norms: HostNorms | DeviceNorms = DeviceNorms(tensors) if self.away else host_norms(tensors)
         self._spent = 0.0
         self._closed = False
         active.append(self)
+
+    def _rows_to(self, writer: RunWriter | None, ranks: OtherRank | None) -> Rows | None:
+        if writer is None:
+            return Rows(ranks.write, at_once=True) if ranks else None
+        rows = Rows(partial(write_row, writer), at_once=self.away)
+        if not self.away:
+            writer.gather = rows.drain
+        return rows
 
     @property
     def writes(self) -> bool:
@@ -126,6 +134,8 @@ class Recorder:
     @property
     def header(self) -> Header:
         """The header as it is now."""
+        if self._rows:
+            self._rows.drain()
         return self._writer.header if self._writer else self._header
 
     @property
@@ -164,19 +174,21 @@ class Recorder:
         scale: Number = 1.0,
         max_norm: float | None = None,
         loss_scale: Number | None = None,
+        as_torch: bool = False,
     ) -> Reading:
         """Read the gradients as they are now; later calls in the same step return the first one's reading.
 
         `scale`: what they are to be divided by. `max_norm`: the threshold they are about to be clipped at.
-        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. On a step that is not recorded
-        nothing is read, and the last reading is returned.
+        `loss_scale`: the scale in force where the gradients are unscaled already; only noted. `as_torch`: read them also as
+        torch's own clipping rounds them. On a step that is not recorded nothing is read, and the last reading is returned.
         """
         if self._reading is not None:
             return self._reading
         if not self.due and self.last is not None:
             return self.last
         begun = time.perf_counter()
-        norms = self._norms.read()
+        reader = self._norms
+        norms = reader.read_as_torch() if as_torch and isinstance(reader, HostNorms) else reader.read()
         noted = loss_scale if loss_scale is not None else scale if scale != 1.0 else math.nan
         self._reading = Reading(norms.divided(scale), noted, math.nan if max_norm is None else float(max_norm))
         self._lr = rates_of(self._optimizers)
@@ -217,12 +229,10 @@ class Recorder:
         if self._order:
             self._refine_order()
         if self.due:
-            reading = self.measure()
-            begun = time.perf_counter()
-            rates = self._lr if lr is None else lr
+            reading, rates = self.measure(), self._lr if lr is None else lr
             if self._rows:
-                self._rows.add(Row(self.step, reading, self._losses, self._batches, rates, skipped))
-            self._spent += time.perf_counter() - begun
+                row = Row(self.step, reading, self._losses, self._batches, rates, skipped, time.monotonic())
+                self._rows.add(row)
             self._bound()
         self.last, self._skipped = self._reading or self.last, skipped
         self.abandon()
@@ -280,12 +290,14 @@ class Recorder:
         active.remove(self)
         if self._order:
             self._order.end(())
-        if self._rows:
-            self._rows.drain(wait=True)
-        if self._ranks:
-            self._ranks.close()
-        if self._writer:
-            self._writer.close(ending or Ending("finished", self.step), overhead_s=round(self._spent, 6))
+        try:
+            if self._rows:
+                self._rows.drain(wait=True)
+        finally:
+            if self._ranks:
+                self._ranks.close()
+            if self._writer:
+                self._writer.close(ending or Ending("finished", self.step), overhead_s=round(self._spent, 6))
 
     def __enter__(self) -> Self:
         return self
@@ -330,7 +342,8 @@ def _with_gradients(tensors: Sequence[torch.Tensor]) -> list[int]:
 
 def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> Numbers:
     """The learning rates of all their groups; does not wait for a device."""
-    return gathered([group["lr"] for one in optimizers for group in one.param_groups if "lr" in group])
+    rates = [group["lr"] for one in optimizers for group in one.param_groups if "lr" in group]
+    return gathered(rates) if rates else ()
 
 
 def _ending(error: BaseException | None, step: int) -> Ending | None:

@@ -1,8 +1,10 @@
-"""Rows on their way to the file: complete at once in main memory, a little later where a device still computes."""
+"""Rows on their way to the file. In a step they are only put aside: what writes them has left the processor's caches."""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gradscope.capture.later import Number, Numbers, arrived, listed
-from gradscope.capture.norms import Norms
-from gradscope.capture.norms_device import LateNorms
+from gradscope.capture.norms import LateNorms, Norms
 from gradscope.runs.schema import Offender, Parameter
 from gradscope.runs.writer import RunWriter
+
+MOST_WAITING = 256
+"""Rows that are put aside at most, until they are written together."""
 
 
 class Reading(NamedTuple):
@@ -40,7 +44,8 @@ class Reading(NamedTuple):
 class Row(NamedTuple):
     """What is known of one optimizer step. `losses`: one a micro-step; `batches`: their places in the data, if told.
 
-    `skipped`: whether a gradient scaler kept the optimizer from it, that is what it found is above 0.
+    `skipped`: whether a gradient scaler kept the optimizer from it, that is what it found is above 0. `ended`: by
+    `time.monotonic()`.
     """
 
     step: int
@@ -49,6 +54,7 @@ class Row(NamedTuple):
     batches: list[int | None]
     lr: Numbers
     skipped: Number
+    ended: float
 
     @property
     def ready(self) -> bool:
@@ -69,21 +75,32 @@ class Row(NamedTuple):
 
 
 class Rows:
-    """Writes rows in their order with `write`, each as soon as it is complete."""
+    """Writes rows in their order with `write`, each once it is complete.
 
-    def __init__(self, write: Callable[[Row], None]) -> None:
-        self._write = write
+    `at_once`: try at every step, for want of another thread that drains, or because a device must not be asked by another:
+    that would break the recording of a CUDA graph. A forked child writes nothing.
+    """
+
+    def __init__(self, write: Callable[[Row], None], *, at_once: bool) -> None:
+        self._write, self._at_once = write, at_once
         self._waiting: deque[Row] = deque()
+        self._draining = threading.Lock()
+        self._pid = os.getpid()
 
     def add(self, row: Row) -> None:
         """Write this row, now or later."""
         self._waiting.append(row)
-        self.drain()
+        if self._at_once or len(self._waiting) >= MOST_WAITING:
+            self.drain()
 
     def drain(self, *, wait: bool = False) -> None:
         """Write every row that is complete; with `wait`, all."""
-        while self._waiting and (wait or self._waiting[0].ready):
-            self._write(self._waiting.popleft())
+        if os.getpid() != self._pid:
+            return
+        with self._draining:
+            while self._waiting and (wait or self._waiting[0].ready):
+                self._write(self._waiting[0])
+                self._waiting.popleft()
 
 
 def write_row(writer: RunWriter, row: Row) -> None:
@@ -103,6 +120,7 @@ def write_row(writer: RunWriter, row: Row) -> None:
         skipped=skipped,
         nonfinite=nonfinite,
         micro_steps=max(1, len(row.batches)),
+        ended=row.ended,
     )
     if (nonfinite or not all(map(math.isfinite, losses))) and writer.header.first_nonfinite is None:
         offender = first_offender(row, losses, writer.header.parameters)

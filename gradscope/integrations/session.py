@@ -32,6 +32,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CLIPS = frozenset({"clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
 
+GRAPHS = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+"""Whether this torch knows CUDA graphs."""
+
 MOST_LOOSE = 256
 """Losses that are kept while it is unknown what they train."""
 
@@ -41,7 +44,7 @@ def guarded(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if not self.armed or self.captures():
+        if not self.armed or (GRAPHS and self.captures()):
             return None
         try:
             return method(self, *args, **kwargs)
@@ -75,6 +78,7 @@ class Session:
         self._by_optimizer: dict[int, Track] = {}
         self._loose = deque[tuple[Loss, Number, int | None]](maxlen=MOST_LOOSE)
         self._order: dict[int, int] = {}
+        self._unclaimed: list[torch.optim.Optimizer] = []
         self._marks: dict[int, Mark] = {}
         self._fresh: set[int] = set()
         self.objective = Objective()
@@ -117,7 +121,8 @@ class Session:
             if self.compiled_step:
                 track.stepped_unseen()
         self.compiled_step = False
-        self._marks = {id(one): mark_of(one) for one in self._free()}
+        self._unclaimed = self._free()
+        self._marks = {id(one): mark_of(one) for one in self._unclaimed}
         if self._marks or self.backwards == 1:
             self._order = forward_order(roots)
         for track in self.tracks:
@@ -132,8 +137,8 @@ class Session:
             for track in self.tracks:
                 track.blame(self.objective.origin)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
-        free = self._free()
-        fresh = {id(one) for one in free if self._marks.get(id(one)) != mark_of(one)}
+        free, self._unclaimed = self._unclaimed, []
+        fresh = {id(one) for one in free if self._marks[id(one)] != mark_of(one)}
         if fresh or not (free or any(received)):
             self._loose.append((loss, scale, self.batch))
         if fresh:

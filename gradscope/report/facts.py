@@ -90,7 +90,7 @@ def environment(report: Report) -> Facts:
         ("Recorded", f"{header.created}, by {header.recorded_by}"),
         ("Seed", "not set" if header.seed is None else str(header.seed)),
         ("Processes", str(header.world_size)),
-        ("Recording cost", paid),
+        ("Reading the gradients", paid),
         ("Run", visible(str(report.run.id))),
         ("Run format", f"schema {header.schema_version}"),
         ("Versions", ", ".join(f"{visible(name)} {visible(version)}" for name, version in header.versions.items())),

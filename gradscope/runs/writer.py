@@ -1,12 +1,15 @@
-"""Writes a run as it happens: rows are gathered and written every quarter of a second, so a kill loses no more."""
+"""Writes a run as it happens: rows are gathered and written every second, so a kill loses no more."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 from gradscope.runs import files, tables
 from gradscope.runs.schema import Ending, Header, Trial, to_json
 
-FLUSH_SECONDS = 0.25
+FLUSH_SECONDS = 1.0
 BUFFER_ROWS = 256
 BUFFER_BYTES = 1 << 22
+CODES = {pa.int32(): "i", pa.int64(): "q", pa.float64(): "d"}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -28,6 +32,7 @@ class RunWriter:
     """One run directory being written. Not to be used from two threads; a forked child never writes.
 
     When the disk fails later on, what was written stays, nothing more is, and `close` says so in the header's notes.
+    `gather` is called before rows are written, to append those that wait elsewhere.
 
     Raises:
         OSError: the directory exists, or cannot be created or written.
@@ -39,6 +44,7 @@ class RunWriter:
         self.header = header
         self._pid = os.getpid()
         self._started = time.monotonic()
+        self.gather: Callable[[], object] = lambda: None
         self._count = 0
         self._failure: str | None = None
         self._lock = threading.Lock()
@@ -71,14 +77,15 @@ class RunWriter:
         skipped: bool = False,
         nonfinite: int = 0,
         micro_steps: int = 1,
+        ended: float | None = None,
     ) -> None:
-        """Add the row of one optimizer step.
+        """Add the row of one optimizer step. `ended`: when, by `time.monotonic()`; by default now.
 
         `grad_norm` and `grad_max` have one entry a parameter (NaN: no gradient); they are kept as they are until written.
         """
         if os.getpid() != self._pid:
             return
-        elapsed = time.monotonic() - self._started
+        elapsed = (time.monotonic() if ended is None else ended) - self._started
         scalars = (step, elapsed, loss, tuple(lr), global_norm, loss_scale, max_norm, skipped, nonfinite, micro_steps)
         with self._lock:
             self._rows.add(scalars, grad_norm, grad_max)
@@ -105,8 +112,11 @@ class RunWriter:
 
     def update_header(self, **changes: Any) -> None:
         """Replace fields of the header, on disk at once."""
-        self.header = dataclasses.replace(self.header, **changes)
-        if os.getpid() == self._pid:
+        if os.getpid() != self._pid:
+            self.header = dataclasses.replace(self.header, **changes)
+            return
+        with self._lock:
+            self.header = dataclasses.replace(self.header, **changes)
             write_header(self.directory, self.header)
 
     def trial(self, trial: Trial, **changes: Any) -> RunWriter:
@@ -115,8 +125,9 @@ class RunWriter:
         return RunWriter(self.directory / files.TRIALS_DIR / trial.name, header)
 
     def flush(self) -> None:
-        """Write every row added so far."""
+        """Write every row so far."""
         if os.getpid() == self._pid:
+            self.gather()
             with self._lock:
                 self._write_rows()
 
@@ -146,7 +157,8 @@ class RunWriter:
             return
         self._closed.set()
         self._flusher.join()
-        self.flush()
+        with self._lock:
+            self._write_rows()
         for stream in (self._steps, self._probe_stream, *self._files):
             self._guarded(stream.close)
         if self._failure:
@@ -162,7 +174,8 @@ class RunWriter:
 
     def _flush_often(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):
-            self.flush()
+            with contextlib.suppress(Exception):  # met again, and reported, where the training's own thread gathers
+                self.flush()
 
     def _write_rows(self) -> None:
         if self._rows.count:
@@ -202,14 +215,25 @@ class _RowBuffer:
         self._peaks.append(peak)
 
     def take(self) -> pa.RecordBatch:
-        columns = [pa.array(c, t) for c, t in zip(zip(*self._scalars, strict=True), self.schema.types, strict=False)]
+        columns = [_column(c, t) for c, t in zip(zip(*self._scalars, strict=True), self.schema.types, strict=False)]
         columns += [self._matrix(self._norms), self._matrix(self._peaks)]
         self._scalars, self._norms, self._peaks = [], [], []
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _matrix(self, rows: list[NDArray[Any]]) -> pa.Array:
         values = _as_float32(np.concatenate(rows))
-        return pa.FixedSizeListArray.from_arrays(pa.array(values), self._parameters)
+        numbers = pa.Array.from_buffers(pa.float32(), len(values), [None, pa.py_buffer(values)])
+        return pa.FixedSizeListArray.from_arrays(numbers, self._parameters)
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Numbers, truths, or lists of numbers, as an Arrow array; `pa.array` would import pandas into the training."""
+    if kind == pa.bool_():
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+    if pa.types.is_list(kind):
+        ends = _column([0, *itertools.accumulate(map(len, values))], pa.int32())
+        return pa.ListArray.from_arrays(ends, _column([*itertools.chain(*values)], kind.value_type))
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(array(CODES[kind], values))])
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:

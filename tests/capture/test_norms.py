@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+from array import array
 
 import numpy as np
 import pytest
@@ -300,16 +301,27 @@ def test_squares_too_small_for_float32_are_not_lost(host, scale: float, flush: b
 
 @pytest.mark.skipif(WIDTH != 8, reason="seen in torch's builds for AVX2 and AVX-512 alone")
 @pytest.mark.parametrize("width", [4, 8])
-@pytest.mark.parametrize("exponent", [-12, 0, 12])
+@pytest.mark.parametrize("exponent", [-19, -12, 0, 12])
 def test_norms_rounded_as_torch_rounds_them(width, exponent):
     """Bit for bit, in sizes of every remainder, below and above one row; an absent one takes no part."""
     generator = torch.Generator().manual_seed(exponent)
     sizes = (*range(1, 80), 2047, 2048, 2049, 50_001)
     gradients = [torch.randn(size, generator=generator) * 10.0**exponent for size in sizes]
-    norms = CompiledNorms([holder(None), *map(holder, gradients)], width).read()
+    norms = CompiledNorms([holder(None), *map(holder, gradients)], width).read_as_torch()
     expected = torch._foreach_norm(gradients, 2.0)
     assert norms.as_torch[1:].tolist() == [one.item() for one in expected]
     assert norms_compiled.total_as_torch(norms.as_torch[1:]) == torch.stack(expected).norm().item()
+
+
+@host
+@pytest.mark.parametrize("as_torch", [False, True])
+def test_reading_leaves_how_the_processor_rounds(host, as_torch):
+    """Squares below the normal range are flushed to zero while it reads, and not afterwards."""
+    small = torch.full((5000,), 1e-20)
+    reader = host([holder(small)])
+    norms = reader.read_as_torch() if as_torch else reader.read()
+    assert norms.norm[0] == pytest.approx(5000**0.5 * 1e-20, rel=1e-6)
+    assert small.square().count_nonzero() == 5000
 
 
 def test_where_torch_rounds_otherwise_it_reads_for_itself(monkeypatch):
@@ -317,7 +329,7 @@ def test_where_torch_rounds_otherwise_it_reads_for_itself(monkeypatch):
     monkeypatch.setattr(norms_compiled, "_rounds_as_torch", rounds)
     real = torch._foreach_norm
     monkeypatch.setattr(torch, "_foreach_norm", lambda values, order: [one * (1 + 2e-7) for one in real(values, order)])
-    assert norms_compiled.total_as_torch(np.ones(3, np.float32)) is None
+    assert norms_compiled.total_as_torch(array("f", [1.0, 1.0, 1.0])) is None
 
 
 @host

@@ -1,6 +1,7 @@
 """The recorder's verbs, and what is in the run afterwards."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gradscope import Recorder
 from gradscope.capture import recorder as module
 from gradscope.capture.later import Later
 from gradscope.capture.norms_device import DeviceNorms
+from gradscope.capture.rows import MOST_WAITING
 from gradscope.errors import UsageError
 from gradscope.runs.reader import load_run
 from gradscope.runs.schema import Offender, Trial
@@ -153,6 +155,7 @@ def test_the_first_nonfinite_gradient_in_backward_order(model, tmp_path):
                 model[0].bias.grad[0] = math.nan
                 model[2].weight.grad[0, :2] = math.inf
             recorder.finish_step()
+            assert (recorder.header.first_nonfinite is None) == (step < 2)
     run = load_run(tmp_path / "run")
     assert run.nonfinite.tolist() == [0, 0, 3, 3]
     assert run.header.first_nonfinite == Offender(2, "2", "2.weight", "gradient", 0, 12)
@@ -277,6 +280,25 @@ def test_other_ranks_write_nothing(model, here, monkeypatch):
         assert child.header.trial.name == "x1"
         child.close()
     assert not (here / ".gradscope").exists()
+
+
+def test_steps_that_are_put_aside_reach_the_file_by_themselves(model, tmp_path):
+    """In their order, and each with the time at which it ended."""
+    with Recorder(model, directory=tmp_path / "run") as recorder:
+        for _ in range(2 * MOST_WAITING + 3):
+            backward(model)
+            recorder.finish_step()
+        time.sleep(0.02)
+        backward(model)
+        recorder.finish_step()
+        deadline = time.monotonic() + 30
+        while len(load_run(recorder.directory).step) < recorder.step:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run = load_run(recorder.directory)
+    assert run.step.tolist() == list(range(recorder.step))
+    assert run.elapsed_s[-1] - run.elapsed_s[-2] >= 0.02
+    assert (np.diff(run.elapsed_s) > 0).all()
 
 
 class Event:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gradscope.capture.rows import Row, write_row
 from gradscope.errors import UsageError
 from gradscope.integrations import session as sessions
 from gradscope.integrations import torch_calls
@@ -17,6 +18,7 @@ from gradscope.integrations.patches import Patches
 from gradscope.integrations.script import record_script
 from gradscope.integrations.track import Track
 from gradscope.runs.reader import load_run
+from gradscope.runs.writer import RunWriter
 from tests.integrations.scripts import record, write
 
 TRAIN = """
@@ -73,6 +75,27 @@ def test_a_failing_close_is_told(
     monkeypatch.setattr(Track, "close", fail)
     assert record(tmp_path, TRAIN).recorded.exit_code == 0
     assert "recording stopped" in capsys.readouterr().err
+
+
+def test_an_error_while_rows_are_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = write_row
+
+    def fail(writer: RunWriter, row: Row) -> None:
+        if row.step == 2:
+            raise ZeroDivisionError("ours")
+        original(writer, row)
+
+    bare = record(tmp_path / "bare", TRAIN)
+    capsys.readouterr()
+    monkeypatch.setattr("gradscope.capture.recorder.write_row", fail)
+    hurt = record(tmp_path / "hurt", TRAIN)
+    assert hurt.seen == bare.seen
+    assert hurt.recorded.exit_code == 0
+    assert "recording stopped, the script goes on (ZeroDivisionError: ours)" in capsys.readouterr().err
+    assert hurt.run.step.tolist() == [0, 1]
+    assert hurt.run.header.ending.how != "recording"
 
 
 def test_listening_that_cannot_begin(

@@ -244,7 +244,7 @@ def test_the_facts_of_a_run(tmp_path):
     report = make_report(dataclasses.replace(run, header=killed, elapsed_s=np.array([1.0, 2.0, 4.0])))
     about = dict(environment(report))
     assert about["Command"] == "gradscope 'x y'"
-    assert about["Recording cost"] == "1 s of 4 s (25 %)"
+    assert about["Reading the gradients"] == "1 s of 4 s (25 %)"
     assert about["Seed"] == "3"
     assert "killed" in dict(measured(report))["Ended"]
 

@@ -41,14 +41,14 @@ TARGET INLINE double NAMED(row)(const float *values, int64_t size, int *scale, N
 
 TARGET INLINE void NAMED(read)(const float *values, int64_t size, double *norm, double *peak, float *as_torch) {
     NAMED(bits) tops[PARTS] = {{0}};
-    NAMED(floats) chain[NAMED(CHAINS)] = {{0}};
+    NAMED(floats) chain[NAMED(CHAINS)] = {{0}}, *chained = as_torch ? chain : NULL;
     int64_t whole = size - size % NAMED(STRIDE);
     double sum = 0.0;
     int32_t top = 0;
     int scale = 1;
     for (int64_t i = 0; i < whole; i += ROW) {
         int64_t length = whole - i < ROW ? whole - i : ROW;
-        sum += NAMED(row)(values + i, length, &scale, tops, chain);
+        sum += NAMED(row)(values + i, length, &scale, tops, chained);
     }
     for (int64_t i = whole; i < size; i++) {
         int32_t magnitude;
@@ -57,7 +57,7 @@ TARGET INLINE void NAMED(read)(const float *values, int64_t size, double *norm, 
         top = magnitude > top ? magnitude : top;
         sum += (double)values[i] * values[i];
     }
-    *as_torch = ended_as_torch((float *)chain, values + whole, size - whole);
+    if (as_torch) *as_torch = ended_as_torch((float *)chain, values + whole, size - whole);
     for (int part = 0; part < PARTS; part++)
         for (int lane = 0; lane < WIDTH; lane++) top = tops[part][lane] > top ? tops[part][lane] : top;
     float largest;
@@ -66,15 +66,15 @@ TARGET INLINE void NAMED(read)(const float *values, int64_t size, double *norm, 
     *norm = sqrt(sum);
 }
 
-TARGET static double NAMED(all)(const float *const *values, const int64_t *sizes, int64_t count, double *norms, double *peaks,
-                                float *as_torch) {
+TARGET APART double NAMED(all)(const float *const *values, const int64_t *sizes, int64_t count, double *norms, double *peaks,
+                               float *as_torch) {
     double sum = 0.0;
     for (int64_t i = 0; i < count; i++) {
         if (!values[i]) {
             norms[i] = peaks[i] = NAN;
             continue;
         }
-        NAMED(read)(values[i], sizes[i], norms + i, peaks + i, as_torch + i);
+        NAMED(read)(values[i], sizes[i], norms + i, peaks + i, as_torch ? as_torch + i : NULL);
         sum += norms[i] * norms[i];
     }
     return sum;
