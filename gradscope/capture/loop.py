@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from gradscope.capture.scaling import autocast, scaler_of
 from gradscope.errors import GradscopeError, SpecError, UserCodeError
 from gradscope.runs.schema import Ending
 from gradscope.workload.model import DataEndedError, Workload
-from gradscope.workload.move import to_device
+from gradscope.workload.move import holds_nonfinite, to_device
 from gradscope.workload.steps import scalar_problem
 
 __all__ = ["StepSeen", "run_steps", "step_once", "to_device"]
@@ -119,12 +119,14 @@ def _probed(
 def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, trial: bool) -> float:
     scaler = scaler_of(workload)
     losses: list[float] = []
+    broken: list[bool] = []
 
     def gradients() -> torch.Tensor:
         for tensor in recorder.tensors:
             tensor.grad = None
-        total = _accumulate(workload, index, recorder if not losses else None, scaler)
+        total, data = _accumulate(workload, index, recorder if not losses else None, scaler)
         losses.append(total.item())
+        broken.append(data)
         for optimizer in workload.optimizers:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -139,16 +141,25 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
     skipped = _update(workload, gradients, scaler)
     rates = [group["lr"] for optimizer in workload.optimizers for group in optimizer.param_groups]
     recorder.finish_step(skipped=skipped, lr=[float(rate) for rate in rates])
+    if broken[0]:
+        _blame_data(recorder)
     if not (trial or skipped):
         for scheduler in workload.schedulers:
             scheduler.step()
     return losses[0]
 
 
-def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scaler: Any) -> torch.Tensor:
-    """Forward and backward over the step's micro-steps; the mean loss."""
+def _blame_data(recorder: Recorder) -> None:
+    """The step just finished had a nonfinite loss, from data that were nonfinite before."""
+    found = recorder.header.first_nonfinite
+    if found is not None and (found.went_first, found.step) == ("loss", recorder.step - 1):
+        recorder.update_header(first_nonfinite=replace(found, went_first="input", layer=None, parameter=None))
+
+
+def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scaler: Any) -> tuple[torch.Tensor, bool]:
+    """Forward and backward over the step's micro-steps; the mean loss, and whether nonfinite data made one nonfinite."""
     count = workload.plan.accumulate
-    total = torch.zeros(())
+    total, broken = torch.zeros(()), False
     for micro in range(index * count, (index + 1) * count):
         batch = to_device(workload.batches.at(micro), workload.device)
         with autocast(workload):
@@ -156,10 +167,12 @@ def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scale
         loss = _scalar(loss, workload)
         if recorder:
             recorder.observe(loss, batch=micro)
-        total = total + loss.detach().cpu() / count
+        value = loss.detach().cpu()
+        total = total + value / count
+        broken = broken or (not math.isfinite(value.item()) and holds_nonfinite(batch))
         loss = loss / count if count > 1 else loss
         (scaler.scale(loss) if scaler else loss).backward()
-    return total
+    return total, broken
 
 
 def _update(workload: Workload, gradients: Callable[[], torch.Tensor], scaler: Any) -> bool:

@@ -12,6 +12,7 @@ from gradscope.errors import NothingMeasuredError, UsageError
 
 if TYPE_CHECKING:
     from gradscope.integrations.script import Recorded
+    from gradscope.report.model import Report
 
 
 def record_command(
@@ -34,7 +35,10 @@ def record_command(
         ),
     ] = None,
 ) -> None:
-    """Run a training script unchanged and record every optimizer step. Options after SCRIPT are the script's own."""
+    """Run a training script unchanged and record every optimizer step. Options after SCRIPT are the script's own.
+
+    Ends as the script ends; with 5 where it ended well but took no step that could be recorded.
+    """
     if script[0].startswith("-"):
         raise UsageError(
             f"no option {script[0]}; options of the script come after it: gradscope record [OPTIONS] SCRIPT ..."
@@ -57,20 +61,46 @@ def record_command(
 def _show(recorded: Recorded) -> None:
     """The report on stderr: stdout is the script's. Whatever goes wrong here does not change how the script ended."""
     from gradscope.integrations.say import say
+    from gradscope.runs.catalogue import name_latest
 
+    shown = recorded.runs[0]
     try:
-        say("\n" + _report(recorded.runs[0]))
+        reports = [_built(run) for run in recorded.runs]
+        worst = min(reports, key=_rank)
+        shown = recorded.runs[reports.index(worst)]
+        name_latest(shown)
+        say("\n" + _rendered(worst))
+        titles = [_title(report) for report in reports]
     except Exception as error:
         say(f"gradscope: the run is recorded, its report failed ({type(error).__name__}: {error})")
-    for run in recorded.runs:
-        say(f"recorded {run}")
-    say(f"next: gradscope report {recorded.runs[0].name} --open")
+        titles = [""] * len(recorded.runs)
+    for run, title in zip(recorded.runs, titles, strict=True):
+        say(f"recorded {run}" + (f" ({title})" if title and len(titles) > 1 else ""))
+    say(f"next: gradscope report {shown.name} --open")
 
 
-def _report(run: Path) -> str:
+def _built(run: Path) -> Report:
     from gradscope.report.build import build_report
-    from gradscope.report.renderers import console
-    from gradscope.report.terminal import terminal_of
     from gradscope.runs.reader import load_run
 
-    return console.render(build_report(load_run(run)), terminal_of(sys.stderr))
+    return build_report(load_run(run))
+
+
+def _rank(report: Report) -> int:
+    """The place of its verdict among all, the worst first."""
+    from gradscope.report.answers import TITLES
+
+    return [*TITLES].index(report.diagnosis.verdict.verdict)
+
+
+def _title(report: Report) -> str:
+    from gradscope.report.answers import title
+
+    return title(report)[1]
+
+
+def _rendered(report: Report) -> str:
+    from gradscope.report.renderers import console
+    from gradscope.report.terminal import terminal_of
+
+    return console.render(report, terminal_of(sys.stderr))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -70,9 +71,13 @@ class Watcher:
     def _layers(self, rows: Rows) -> list[tuple[str, float]]:
         """The layers with the largest gradients of the last row."""
         squares: dict[str, float] = {}
+        broken = not math.isfinite(rows.global_norm[-1])  # a NaN is then no missing gradient
         for parameter, norm in zip(self._follower.header.parameters, rows.grad_norm[-1].tolist(), strict=True):
-            squares[parameter.layer] = squares.get(parameter.layer, 0.0) + (norm * norm if norm == norm else 0.0)
-        return sorted(((name, value**0.5) for name, value in squares.items()), key=lambda item: -item[1])[:3]
+            squares[parameter.layer] = squares.get(parameter.layer, 0.0) + (
+                norm * norm if norm == norm or broken else 0.0
+            )
+        sizes = ((name, value**0.5) for name, value in squares.items())
+        return sorted(sizes, key=lambda item: -item[1] if item[1] == item[1] else -math.inf)[:3]
 
     def _judge(self, now: bool) -> None:
         """Print findings that were not there before; as often as a small share of the time allows, and at the end."""

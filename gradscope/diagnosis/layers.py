@@ -41,7 +41,7 @@ def has_probes(run: Run) -> bool:
 def rank_layers(run: Run) -> tuple[LayerRisk, ...]:
     """Every layer, the one most at risk first. Without gains and initial weights no layer is above level "low"."""
     ranking = _Ranking(run)
-    order = sorted(range(len(run.layers)), key=ranking.place)
+    order = sorted(range(len(run.layers)), key=lambda i: (ranking.level(i) != "high", *ranking.place(i)))
     return tuple(ranking.risk(i) for i in order)
 
 
@@ -121,7 +121,7 @@ class _Ranking:
             )
         if component == "bias":
             return f"has a bias that outweighs what its weights produce {times} × more than its peers' do", (
-                "Start its bias at zero."
+                "Try it with its bias starting at zero."
             )
         parts = [self._gain_words(side, i) for side in ("forward", "backward")]
         said = "multiplies " + " and ".join(part for part in parts if part)

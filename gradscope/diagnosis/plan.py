@@ -1,6 +1,6 @@
 """Which rehearsals to run next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 2,000 where that takes at most a third of the time
+First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 20,000 where that takes at most a third of the time
 allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
 time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
@@ -17,8 +17,8 @@ from gradscope.diagnosis.window import seen_in_window
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
-EXACT, AFFORDED, CONFIRM = 400, 2_000, 20_000
-"""The longest remainder that is rehearsed in full: at once, at once where it is cheap, and to confirm an alarm."""
+EXACT, AFFORDED = 400, 20_000
+"""The longest remainder that is rehearsed in full: at once where it fits, and where it is cheap or confirms an alarm."""
 CHEAP = 1 / 3
 """Of the time allowed."""
 X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
@@ -75,7 +75,7 @@ def _again(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]
 
 
 def _confirmation(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:
-    if stop - start <= min(CONFIRM, allowed):
+    if stop - start <= min(AFFORDED, allowed):
         return (_exact("x1-long", start, stop),)
     length = int(min(X1_LONG, max(X1, (allowed - NEXT) / 2)))
     second = Trial("rehearsal", "x1-second", indexes=_ints(between(start, stop, length)), draw=1)

@@ -22,8 +22,7 @@ from gradscope.diagnosis.window import (
     beginning,
     enough,
     explosion,
-    nonfinite_losses,
-    nonfinite_steps,
+    harmful,
 )
 from gradscope.runs.run import Run
 
@@ -99,7 +98,7 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     if not ((one.full or one.next) and _is_at(one, 1.0)):
         return None
     trial = run.trials[one.name]
-    bad = nonfinite_steps(trial)[:NEXT] | nonfinite_losses(trial)[:NEXT]
+    bad = harmful(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
     first = beginning(np.abs(run.loss), EARLY_LOSSES)

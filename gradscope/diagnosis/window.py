@@ -42,8 +42,9 @@ def seen_in_window(run: Run) -> Explosion | None:
     """What the recorded steps alone prove.
 
     Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 ×, median of the last 10 norms
-    above 100 ×, or a norm above 1000 × the first with a last loss above 10 × the first. Steps that a gradient scaler skipped
-    count only by their loss; a loss that falls is no explosion, however negative. Norms read after clipping are not judged.
+    above 100 ×, or a norm above 1000 × the first with a last loss above 10 × the first. Steps that were skipped, by a
+    gradient scaler or by the script, count only by a loss that stays nonfinite; a loss that falls is no explosion, however
+    negative. Norms read after clipping are not judged.
     """
     return _nonfinite(run) or next(_grown(_Window(run)), None)
 
@@ -66,8 +67,10 @@ def stable_prefix(run: Run) -> int:
 
 
 def nonfinite_steps(run: Run) -> Bools:
-    """(T,): steps whose gradient is nonfinite and was not thrown away by a gradient scaler."""
-    return np.asarray(~run.skipped & ((run.nonfinite > 0) | np.isinf(run.global_norm)))
+    """(T,): steps whose gradient is nonfinite and was not thrown away. The last one of a run that failed counts always."""
+    taken = ~run.skipped
+    taken[-1:] |= run.header.ending.how == "failed"
+    return np.asarray(taken & ((run.nonfinite > 0) | np.isinf(run.global_norm)))
 
 
 def nonfinite_losses(run: Run) -> Bools:
@@ -78,9 +81,17 @@ def nonfinite_losses(run: Run) -> Bools:
     return np.asarray(bad)
 
 
+def harmful(run: Run) -> Bools:
+    """(T,): nonfinite steps, but for those whose step was skipped and whose loss was finite again later."""
+    losses = nonfinite_losses(run)
+    finite = np.flatnonzero(np.isfinite(run.loss))
+    survived = run.skipped & (np.arange(len(losses)) < (finite[-1] if len(finite) else -1))
+    return np.asarray(nonfinite_steps(run) | (losses & ~survived))
+
+
 def is_nonfinite(trial: Run) -> bool:
-    """Whether a loss, or a gradient that was not skipped, became nonfinite."""
-    return bool((nonfinite_steps(trial) | nonfinite_losses(trial)).any()) or trial.header.ending.how == "nonfinite"
+    """Whether a loss, or a gradient, became nonfinite, other than in a skipped step that came to nothing."""
+    return bool(harmful(trial).any()) or trial.header.ending.how == "nonfinite"
 
 
 def late_loss(trial: Run) -> float:
@@ -91,12 +102,11 @@ def late_loss(trial: Run) -> float:
 
 
 def _nonfinite(run: Run) -> Explosion | None:
-    gradients, losses = nonfinite_steps(run), nonfinite_losses(run)
-    bad = np.flatnonzero(gradients | losses)
+    bad = np.flatnonzero(harmful(run))
     if not len(bad):
         return None
     row = int(bad[0])
-    what = "the loss" if losses[row] else "the gradient"
+    what = "the loss" if nonfinite_losses(run)[row] else "the gradient"
     return Explosion(_begin(run, row), f"{what} is nonfinite at step {run.step[row]}")
 
 

@@ -10,16 +10,16 @@ import torch
 
 from gradscope.capture.later import Number, soon
 from gradscope.capture.scaling import scale_of
-from gradscope.integrations.offender import nonfinite_activation
+from gradscope.integrations.offender import Broken, nonfinite_activation
 
 Loss = torch.Tensor | float | None
 
 
 class Objective:
-    """The loss of the backward pass that is running. `origin`: the id of a parameter of the layer that broke it."""
+    """The loss of the backward pass that is running. `origin`: the layer that broke it."""
 
     def __init__(self) -> None:
-        self.origin: int | None = None
+        self.origin: Broken | None = None
         self.saves_elsewhere = False
         self._scaler: Any = None
         self._unscaled: tuple[Any, Any] = (None, None)

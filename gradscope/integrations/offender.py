@@ -15,12 +15,23 @@ from gradscope.integrations.find import WIDEST
 
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 
+TARGETS = frozenset({"_saved_target", "_saved_weight", "_saved_pos_weight"})
+"""What a loss is given besides the output of the network."""
+
+
+class Broken(NamedTuple):
+    """What was nonfinite first: `what` of the layer with this `parameter` (an id), its `activation` or its `input`."""
+
+    parameter: int
+    what: str
+
 
 class Origin(NamedTuple):
-    """The parameter at `place` belongs to the layer whose activations broke first; `itself`: its own value is not finite."""
+    """`what` of the layer with the parameter at `place` broke first; `itself`: the parameter's own value is not finite."""
 
     place: int
     itself: bool
+    what: str
 
 
 def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
@@ -30,10 +41,10 @@ def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
     return origin_at(recorder, nonfinite_activation(loss))
 
 
-def origin_at(recorder: Recorder, parameter: int | None) -> Origin | None:
-    """The layer of the parameter with this id; None where it is none of the recorder's."""
-    place = recorder.places.get(parameter) if parameter is not None else None
-    return None if place is None else Origin(place, not finite(recorder.tensors[place]))
+def origin_at(recorder: Recorder, broken: Broken | None) -> Origin | None:
+    """Where among the recorder's parameters that is; None where it is none of them."""
+    place = recorder.places.get(broken.parameter) if broken is not None else None
+    return None if broken is None or place is None else Origin(place, not finite(recorder.tensors[place]), broken.what)
 
 
 def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
@@ -44,29 +55,60 @@ def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
     parameter = recorder.header.parameters[origin.place]
     name = parameter.name if origin.itself else None
     recorder.update_header(
-        first_nonfinite=dataclasses.replace(found, went_first="activation", layer=parameter.layer, parameter=name)
+        first_nonfinite=dataclasses.replace(found, went_first=origin.what, layer=parameter.layer, parameter=name)
     )
 
 
-def nonfinite_activation(loss: torch.Tensor) -> int | None:
-    """The id of a parameter of the first layer with a nonfinite activation, its nonfinite one if it has one itself.
+def nonfinite_activation(loss: torch.Tensor) -> Broken | None:
+    """The first layer with a nonfinite activation, by its nonfinite parameter if it has one, or with a nonfinite input.
 
-    None where no activation is kept.
+    None where no activation is kept, or where the loss or its targets broke: what was nonfinite first comes after the last
+    layer, and not from it.
 
     Looks at what autograd saved for the backward pass, in the order of the forward pass.
     """
-    before: torch.Tensor | None = None
-    for node in sorted(_nodes(loss.grad_fn), key=lambda node: int(node._sequence_nr())):
-        if node.name() in VIEWS:
-            continue
-        own = _leaves(node)
-        if (broken := next((leaf for leaf in own if not finite(leaf)), None)) is not None:
-            return id(broken)
-        if any(not finite(saved) for saved in _saved(node)):  # mostly inputs: what came before made them
-            made = before if before is not None else next(iter(own), None)
-            return None if made is None else id(made)
-        before = own[0] if own else before
+    nodes = sorted(_nodes(loss.grad_fn), key=lambda node: int(node._sequence_nr()))
+    steps = [(node, _leaves(node)) for node in nodes if node.name() not in VIEWS]
+    last = max((place for place, (_, own) in enumerate(steps) if own), default=-1)
+    before: tuple[Any, torch.Tensor] | None = None
+    for place, (node, own) in enumerate(steps):
+        if (leaf := next((leaf for leaf in own if not finite(leaf)), None)) is not None:
+            return Broken(id(leaf), "activation")
+        if broken := {name for name, saved in _saved(node) if not finite(saved)}:
+            if own and not _inside(node) and not all(map(_is_output, broken)):
+                return Broken(id(own[0]), "input")
+            if place > last and (before is None or broken <= TARGETS or not _comes_from(node, before[0])):
+                return None
+            made = before[1] if before else next(iter(own), None)  # mostly inputs: what came before made them
+            return None if made is None else Broken(id(made), "activation")
+        before = (node, own[0]) if own else before
     return None
+
+
+def _is_output(name: str) -> bool:
+    return name.startswith(("_saved_result", "_saved_output"))
+
+
+def _inside(node: Any) -> list[Any]:
+    """The operations of the network whose results it reads."""
+    following = [one for one, _ in node.next_functions if one is not None and not hasattr(one, "variable")]
+    return [one for one in following if not (one.name() in VIEWS and _leaves(one))]
+
+
+def _comes_from(node: Any, origin: Any) -> bool:
+    """Whether it reads what `origin` gave, with nothing from outside the network added on the way unseen."""
+    pending, seen = [one for one, _ in node.next_functions], set()
+    while pending:
+        one = pending.pop()
+        if one == origin:
+            return True
+        if one is None or one in seen or hasattr(one, "variable"):
+            continue
+        seen.add(one)
+        inner = [other for other, _ in one.next_functions]
+        if None not in inner or any(isinstance(kept, torch.Tensor) for _, kept in _kept(one)):
+            pending += inner
+    return False
 
 
 def _leaves(node: Any) -> list[torch.Tensor]:
@@ -97,11 +139,17 @@ def _nodes(root: Any) -> list[Any]:
     return [node for node in seen if node is not None and not hasattr(node, "variable")]
 
 
-def _saved(node: Any) -> Iterator[torch.Tensor]:
-    """The activations that the node keeps; numbers belong to the loss itself."""
+def _saved(node: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The activations that the node keeps, by their names there; numbers belong to the loss itself."""
+    for name, one in _kept(node):
+        if isinstance(one, torch.Tensor) and one.is_floating_point() and one.numel() > 1:
+            yield name, one.detach()
+
+
+def _kept(node: Any) -> Iterator[tuple[str, Any]]:
+    """All that the node keeps for its backward pass."""
     for name in dir(node):
         if name.startswith("_saved_"):
             value = getattr(node, name)
             for one in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(one, torch.Tensor) and one.is_floating_point() and one.numel() > 1:
-                    yield one.detach()
+                yield name, one

@@ -13,7 +13,7 @@ import torch
 from gradscope.capture.later import Number
 from gradscope.capture.recorder import Reading, Recorder, rates_of
 from gradscope.integrations.holdings import held
-from gradscope.integrations.offender import Origin, origin_at, say_what_went_first
+from gradscope.integrations.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, mark, ratios, unchanged, uniform
 from gradscope.runs import events
@@ -103,7 +103,7 @@ class Track:
             self._abandon()
         self._before = self.sentinels.mark()
 
-    def blame(self, origin: int | None) -> None:
+    def blame(self, origin: Broken | None) -> None:
         """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
         self._origin = self._origin or origin_at(self.recorder, origin)
 

@@ -14,7 +14,7 @@ from gradscope.errors import NothingMeasuredError
 from gradscope.recommendation.model import By
 from gradscope.runs.run import Floats, Layer, Run
 
-SKIPPED, NONFINITE, ABSENT = "skipped by the gradient scaler", "nonfinite norm", "no norm recorded"
+SKIPPED, NONFINITE, ABSENT = "skipped", "nonfinite norm", "no norm recorded"
 ZERO, EXPLODED = "zero gradient", "after the explosion began"
 
 HELD = 1 << 23

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -97,6 +98,15 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
     return dataclasses.replace(plain, verified=verified, reason=reason, candidates=tried)
 
 
+def _won(best: Candidate, tried: tuple[Candidate, ...]) -> str:
+    """How its loss compares with those of the others that were tried as long."""
+    others = [one.loss for one in tried if one.loss is not None and one.steps == best.steps and not one.diverged]
+    lowest = min(others, default=math.inf)
+    if best.loss is None or best.loss <= lowest:
+        return "at the lowest loss,"
+    return f"as the largest of those near the lowest loss ({number(lowest)}), at"
+
+
 def _same(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) <= SAME * other
 
@@ -115,7 +125,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommenda
         return dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
-        f"Of {amount} tried, {number(best.max_norm)} ended at the lowest loss, {number(best.loss or 0.0)} {over}"
+        f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(best.loss or 0.0)} {over}"
         f"{_without(tried)}; it clipped {percent(best.clipped_fraction)} of them. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )

@@ -21,7 +21,9 @@ TITLES = {
     "unknown": ("?", "?", "not known"),
 }
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
-ACCUSING = ("GS101", "GS302")
+FIRST = "GS101"
+"""The rule that tells what was nonfinite first."""
+ACCUSING = (FIRST, "GS302")
 """Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
 
@@ -61,9 +63,11 @@ def explosion(report: Report) -> Answer:
         if enough(report.run)
         else "Not known from these steps",
     }[verdict.verdict]
+    ending = report.run.header.ending
+    failed = f"the run failed at step {ending.step}: {visible(ending.message or '')}" if ending.how == "failed" else ""
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
-    return Answer("Will it explode?", head, _sentences((*verdict.reasons, remedy)))
+    return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, remedy)))
 
 
 def rehearsed(report: Report) -> bool:
@@ -75,16 +79,20 @@ def layer(report: Report) -> Answer:
     """The layer most at risk; where none stands out, the one that a finding accuses."""
     question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
     if found:
-        return Answer(question, visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
+        sure = "Perhaps " if ranked and found[0] == ranked[0].name and ranked[0].level == "medium" else ""
+        return Answer(question, sure + visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
     rank = apart(report.diagnosis)
     if rank and rank.severity != "info":
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
+    if outside := next((one for one in report.diagnosis.findings if one.code == FIRST and one.subject is None), None):
+        return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
     if not ranked:
         return Answer(question, "No layer was measured", ())
     if report.unranked:
         return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
-    return Answer(question, "None stands out", (f"Nearest to it is {visible(ranked[0].name)}.",))
+    nearest = f"nearest to it is {visible(ranked[0].name)}" if ranked[0].component else ""
+    return Answer(question, "None stands out", _sentences((nearest,)))
 
 
 def accused(report: Report) -> tuple[str, str, str] | None:
@@ -115,7 +123,10 @@ def threshold(report: Report) -> Answer:
         return Answer(question, "Do not clip", _sentences((recommendation.reason,)))
     head = f"{name_of(recommendation)} = {number(recommendation.max_norm)}"
     today = in_use(report.run)
-    return Answer(question, head, (*_evidence(recommendation), *([f"In use today: {number(today)}."] if today else [])))
+    exploded = report.diagnosis.verdict.verdict == "exploding" and not recommendation.verified
+    doubt = "do not rely on it: these steps explode, and it was not tried" if exploded else ""
+    use = f"in use today: {number(today)}" if today else ""
+    return Answer(question, head, (*_sentences((doubt,)), *_evidence(recommendation), *_sentences((use,))))
 
 
 def name_of(recommendation: Recommendation) -> str:
@@ -157,7 +168,8 @@ def sureness(report: Report) -> Answer:
         return Answer(question, "Nothing was measured", _sentences((ahead,)))
     head = "Threshold tried and held" if recommendation.verified else "Threshold not tried"
     if recommendation.max_norm is None:
-        head = "Training without clipping was tried" if recommendation.verified else "Not tried"
+        untried = "Every threshold tried failed" if recommendation.candidates else "Not tried"
+        head = "Training without clipping was tried" if recommendation.verified else untried
     asked = recommendation.thresholds[0] if recommendation.thresholds else None
     rests = f"from {recommendation.basis}"
     left = ", ".join(

@@ -68,14 +68,28 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield "The loss was inferred from the targets; set `loss` in the spec if it is another one."
     if header.gradients_are == "scaled":
         yield "The gradients carry the loss scale: they were read before it was taken out."
-    if recommendation is not None and not recommendation.verified:
-        yield "The threshold was not tried on a training: gradscope recommend --verify proves it."
+    if recommendation is not None and recommendation.max_norm is not None and not recommendation.verified:
+        yield f"The threshold was not tried on a training: {_how_to_try(run)}."
     if header.ending.how == "finished" and header.ending.message:
         yield f"The recording ended at step {header.ending.step}: {header.ending.message}."
     if header.ending.how == "recording":
         yield f"The run was not closed: killed, or still being recorded. {plural(len(run.step), 'step')} reached the disk."
     if header.ending.how in ("interrupted", "failed"):
-        yield f"The run ended early ({header.ending.how}): {header.ending.message or 'no reason was given'}."
+        why = header.ending.message or (
+            "by a keyboard interrupt" if header.ending.how == "interrupted" else "no reason was given"
+        )
+        yield f"The run ended early ({header.ending.how}): {why}."
+    if (run.micro_steps > 1).any():
+        yield (
+            "Gradients were accumulated: a step's loss is the mean of its micro-steps' as backward() got them. Where the "
+            "script, or Accelerate, divides each by their number, the true loss is that many times larger."
+        )
     if header.unmeasured:
         yield f"{plural(len(header.unmeasured), 'layer')} could not be probed; the table of layers says why."
     yield from (note[:1].upper() + note[1:] for note in header.notes)
+
+
+def _how_to_try(run: Run) -> str:
+    if "target" in run.header.settings:
+        return "gradscope recommend --verify proves it"
+    return "gradscope analyze tries thresholds, once a spec file describes the training (gradscope init)"

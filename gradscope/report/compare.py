@@ -82,7 +82,7 @@ def _numbers(a: Report, b: Report) -> list[tuple[str, str, str]]:
 def _summary(report: Report) -> dict[str, str]:
     run, recommendation = report.run, report.recommendation
     norms = run.global_norm[run.measured]
-    losses = run.loss[np.isfinite(run.loss)]
+    losses = run.loss
     return {
         "Steps": plural(len(run.step), "step"),
         "Median global norm": number(float(np.median(norms)) if len(norms) else None),
@@ -90,7 +90,7 @@ def _summary(report: Report) -> dict[str, str]:
         "Nonfinite steps": str(int((~np.isfinite(run.global_norm)).sum())),
         "First loss": number(float(losses[0]) if len(losses) else None),
         "Last loss": number(float(losses[-1]) if len(losses) else None),
-        "Clipped steps": share(recommendation.clipped_fraction if recommendation else None),
+        "Steps the threshold would clip": share(recommendation.clipped_fraction if recommendation else None),
         "Explosion score": number(report.diagnosis.verdict.explosion_score),
         "Findings": str(len(report.diagnosis.findings)),
     }

@@ -55,6 +55,8 @@ def _first_nonfinite(run: Run, offender: Offender) -> str:
         return f"loss of {named(ranks.ranks)} at step {ranks.step}"
     if offender.went_first == "loss":
         return f"the loss, at step {offender.step}"
+    if offender.went_first == "input" and not offender.layer:
+        return f"the data, at step {offender.step}"
     where = visible(offender.parameter or offender.layer or "unknown layer")
     return f"{offender.went_first} of {where} at step {offender.step}"
 

@@ -1,4 +1,4 @@
-"""Where runs live: `.gradscope/runs/<UTC time>-<name>-<4 hex>/`, with `latest` naming the last one begun."""
+"""Where runs live: `.gradscope/runs/<UTC time>-<name>-<4 hex>/`, with `latest` naming the last one begun, or shown."""
 
 from __future__ import annotations
 
@@ -31,12 +31,17 @@ def new_run_directory(name: str, root: Path | None = None) -> Path:
     try:
         (base / "runs").mkdir(parents=True, exist_ok=True)
         (base / ".gitignore").write_text("*\n", encoding="utf-8")
-        (base / "latest").write_text(run_id + "\n", encoding="utf-8")
+        name_latest(base / "runs" / run_id)
     except OSError as error:
         raise UsageError(
             f"cannot write runs to {base}: {error.strerror}; set GRADSCOPE_DIR to a folder that can be written"
         ) from error
     return base / "runs" / run_id
+
+
+def name_latest(run: Path) -> None:
+    """Let `latest` name this run of a folder of runs."""
+    (run.parent.parent / "latest").write_text(run.name + "\n", encoding="utf-8")
 
 
 def list_runs(root: Path | None = None) -> list[Path]:

@@ -114,7 +114,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Offender:
-    """The first nonfinite value, from before it spread. `went_first`: loss | activation | gradient."""
+    """The first nonfinite value, from before it spread. `went_first`: loss | input | activation | gradient."""
 
     step: int
     layer: str | None

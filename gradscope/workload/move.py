@@ -44,6 +44,18 @@ def copied(batch: Any) -> Any:
     return mapped(batch, copy)
 
 
+def holds_nonfinite(batch: Any) -> bool:
+    """Whether a tensor in the batch has a value that is NaN or infinite."""
+    found = []
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            found.append(not bool(leaf.isfinite().all()))
+
+    mapped(batch, look)
+    return any(found)
+
+
 def nbytes(batch: Any) -> int:
     """Bytes of the tensors and arrays in a batch, at least 1."""
     total = 1

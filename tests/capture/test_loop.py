@@ -11,6 +11,7 @@ from torch import nn
 from gradscope.capture.header import header_for
 from gradscope.capture.loop import AFTERMATH, run_steps, step_once
 from gradscope.capture.recorder import Recorder
+from gradscope.diagnosis.diagnose import diagnose
 from gradscope.errors import SpecError, UserCodeError
 from gradscope.runs.reader import load_run
 from gradscope.runs.schema import Ending, Plan
@@ -164,6 +165,21 @@ def test_a_nonfinite_loss_ends_the_window_a_few_steps_later(tmp_path, factor):
     assert run.header.first_nonfinite.step == 3
     assert run.header.first_nonfinite.went_first == "loss"
     assert run.header.first_nonfinite.batch == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_data_that_are_nonfinite_are_blamed_themselves(tmp_path, accumulate):
+    def batch(generator):
+        x, y = regression(generator)
+        return (x * math.inf if generator.initial_seed() == 5 else x), y
+
+    work = workload(small(), batches=Fixed(batch), plan=Plan(accumulate=accumulate))
+    run, _ = record(work, tmp_path, steps=20)
+    found = run.header.first_nonfinite
+    assert (found.went_first, found.layer, found.step, found.batch) == ("input", None, 5 // accumulate, 5)
+    (finding,) = (one for one in diagnose(run).findings if one.code == "GS101")
+    assert "the data were nonfinite first, batch 5" in finding.message
+    assert "Repair" in finding.advice
 
 
 def test_a_nonfinite_gradient_names_its_layer(tmp_path):

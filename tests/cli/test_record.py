@@ -10,6 +10,7 @@ import typer
 from gradscope.cli import record as command
 from gradscope.errors import NothingMeasuredError, UsageError
 from gradscope.integrations.script import Recorded
+from gradscope.runs.catalogue import find_run
 from tests.integrations.scripts import HEAD
 
 TRAIN = """
@@ -61,7 +62,30 @@ def test_a_report_that_fails_changes_nothing(
     def fail(_: Path) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(command, "_report", fail)
+    monkeypatch.setattr(command, "_built", fail)
     (here / "train.py").write_text(HEAD + TRAIN)
     assert record(here / "train.py") == 1
     assert "its report failed" in capsys.readouterr().err
+
+
+def test_of_several_runs_the_worst_is_shown_and_becomes_the_latest(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = """
+other = nn.Linear(3, 1)
+for part, fault in ((other, math.nan), (model, 1.0)):
+    optimizer = torch.optim.SGD(part.parameters(), lr=0.01)
+    for i in range(25):
+        optimizer.zero_grad()
+        loss = loss_of(model, i) if part is model else part(torch.ones(2, 3)).mean() * (fault if i > 20 else 1.0)
+        loss.backward(); optimizer.step()
+"""
+    (here / "train.py").write_text(HEAD + body)
+    assert record(here / "train.py") == 0
+    said = capsys.readouterr().err
+    assert "EXPLODING" in said
+    told = [line for line in said.splitlines() if line.startswith("recorded ")]
+    assert sorted(line.rpartition(" (")[2] for line in told) == ["exploding)", "no explosion so far)"]
+    shown = said.splitlines()[-1].split()[3]
+    assert find_run().name == shown
+    assert f"{shown} (exploding)" in said

@@ -88,3 +88,10 @@ def test_judging_again_waits_its_share_of_the_time(writer, monkeypatch):
     assert len(seen) == 1
     watcher._judge(True)
     assert len(seen) == 2
+
+
+def test_layers_of_a_step_that_is_nonfinite_are_not_zero(writer, capsys):
+    append(writer, 1, float("nan"))
+    writer.flush()
+    watch.Watcher(Follower(writer.directory)).look()
+    assert "leading: fc1 nan, fc2 nan, fc3 nan" in capsys.readouterr().out

@@ -190,7 +190,7 @@ def test_a_bias_that_outweighs_the_weights_is_medium_at_most(tmp_path):
     run = run_with(tmp_path, parameters, scales_of(parameters, rms=0.25, fc3_bias=1000.0), inputs)
     first = rank_layers(run)[0]
     assert (first.name, first.level, first.component) == ("fc3", "medium", "bias")
-    assert first.advice == "Start its bias at zero."
+    assert first.advice == "Try it with its bias starting at zero."
 
 
 def test_biases_of_zero_and_inputs_of_zero_are_like_their_peers(tmp_path):

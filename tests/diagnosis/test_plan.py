@@ -58,7 +58,7 @@ def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
     stages, _ = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=3 * 1450)
     assert stages[1][0].indexes == tuple(range(50, 1500))
     assert len(stages) == 2
-    stages, _ = play(tmp_path, calm, plan=Plan(total_steps=2051))
+    stages, _ = play(tmp_path, calm, plan=Plan(total_steps=20_051))
     assert len(stages[1][0].indexes) == 80
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.diagnosis.window import BLOWN, enough, explosion, stable_prefix
+from gradscope.runs.schema import Ending
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -120,3 +121,26 @@ def test_the_scale_of_loss_and_norm_does_not_matter(tmp_path_factory, norms, los
     assert (plain is None) == (scaled is None)
     if plain and scaled:
         assert plain.first_step == scaled.first_step
+
+
+def test_a_nonfinite_loss_whose_step_was_skipped_is_no_explosion_unless_it_stays(tmp_path):
+    loss, skipped = [1.0] * 30, [False] * 30
+    loss[9], skipped[9] = float("nan"), True
+    norms = [float("nan") if bad else 1.0 for bad in skipped]
+    columns = {"skipped": skipped, "nonfinite": [int(bad) for bad in skipped]}
+    assert explosion(make_run(tmp_path / "once", norms, loss=loss, columns=columns)) is None
+    stays, last = [1.0] * 25 + [float("nan")] * 5, [False] * 25 + [True] * 5
+    columns = {"skipped": last, "nonfinite": [int(bad) for bad in last]}
+    seen = explosion(make_run(tmp_path / "stays", [1.0] * 25 + [float("nan")] * 5, loss=stays, columns=columns))
+    assert seen is not None
+    assert seen.first_step == 25
+
+
+def test_the_last_step_of_a_run_that_failed_counts_though_no_optimizer_used_it(tmp_path):
+    columns = {"skipped": [False] * 29 + [True], "nonfinite": [0] * 29 + [3]}
+    norms = [1.0] * 29 + [float("inf")]
+    assert explosion(make_run(tmp_path / "went on", norms, columns=columns)) is None
+    ending = Ending("failed", 29, "RuntimeError: nonfinite")
+    seen = explosion(make_run(tmp_path / "failed", norms, columns=columns, ending=ending))
+    assert seen is not None
+    assert "the gradient is nonfinite at step 29" in seen.reason

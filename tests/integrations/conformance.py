@@ -183,7 +183,7 @@ def check_offender(run: Run) -> None:
     found = run.header.first_nonfinite
     assert found is not None
     assert (found.step, found.micro_step, found.batch) == (1, 1, 3)
-    assert (found.went_first, found.parameter) == ("activation", None)
+    assert (found.went_first, found.parameter) == ("input", None)
     assert found.layer.endswith("0")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gradscope.integrations import find, offender
+from gradscope.integrations.offender import Broken
 from tests.integrations.scripts import record
 
 LOOP = """
@@ -21,6 +22,22 @@ for i, x in enumerate(data):
 """
 CASES = {
     "loss": ("y = model(x)\n    loss = y.mean() * (math.inf if i == 1 else 1)", "2.weight", "2"),
+    "target": (
+        "y = (model(x) - (math.inf if i == 1 else 0.0) * torch.ones(8, 1)) ** 2\n    loss = y.mean()",
+        "2.weight",
+        "2",
+    ),
+    "judged target": (
+        "loss = nn.functional.mse_loss(model(x), torch.full((8, 1), math.nan if i == 1 else 0.0))",
+        "2.weight",
+        "2",
+    ),
+    "output": (
+        "y = model(x); y = y if i != 1 else y * torch.full_like(y, math.inf)\n    loss = (y * y).mean()",
+        None,
+        "2",
+    ),
+    "input": ("loss = model(x if i != 1 else x * math.nan).pow(2).mean()", None, "0"),
     "activation": ("h = model[1](model[0](x))\n    loss = model[2](h / (0.0 if i == 1 else 1.0)).mean()", None, "0"),
     "weight": (
         "model[2].weight.data.fill_(math.nan if i == 1 else 1.0)\n    loss = model(x).mean()",
@@ -30,13 +47,15 @@ CASES = {
     "gradient": ("y = model(x)\n    loss = (y - (y.detach() if i == 1 else 9)).abs().pow(0.25).sum()", "2.weight", "2"),
 }
 
+WENT = {"weight": "activation", "output": "activation", "target": "loss", "judged target": "loss"}
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_went_first(name: str, tmp_path: Path) -> None:
     loss, parameter, layer = CASES[name]
     found = record(tmp_path, LOOP.format(loss=loss)).run.header.first_nonfinite
     assert found is not None
-    went = "activation" if name == "weight" else name
+    went = WENT.get(name, name)
     assert (found.went_first, found.step, found.batch, found.micro_step) == (went, 1, 1, 0)
     assert found.layer == layer
     assert found.parameter == parameter
@@ -72,7 +91,7 @@ def test_the_micro_step_of_a_nonfinite_loss(tmp_path: Path) -> None:
 def test_graphs_too_large_to_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(5)))
     loss = model(torch.full((1, 2), torch.nan)).sum()
-    assert offender.nonfinite_activation(loss) == id(model[0].bias)
+    assert offender.nonfinite_activation(loss) == Broken(id(model[0].bias), "input")
     monkeypatch.setattr(offender, "WIDEST", 2)
     monkeypatch.setattr(find, "WIDEST", 2)
     assert offender.nonfinite_activation(loss) is None

@@ -38,7 +38,7 @@ def test_steps_left_out_are_counted_by_reason(tmp_path):
     skipped = [True] + [False] * 33
     run = make_run(tmp_path, norms, columns={"skipped": skipped, "nonfinite": [3] + [0] * 33})
     found = recommend(run)
-    assert found.excluded == {"skipped by the gradient scaler": 1, "no norm recorded": 1, "zero gradient": 1}
+    assert found.excluded == {"skipped": 1, "no norm recorded": 1, "zero gradient": 1}
     assert found.steps_used == 31
 
 
@@ -176,6 +176,15 @@ def test_a_winner_that_does_not_rescue_is_not_called_verified(tmp_path):
 def test_a_candidate_that_took_no_usable_step_clipped_none(tmp_path):
     (one,) = recommend(make_run(tmp_path, NORMS, trials=candidate("a", 0.5, [INF], [INF]))).candidates
     assert (one.clipped_fraction, one.mean_retained_step, one.loss) == (0, 1, None)
+
+
+def test_the_largest_of_those_near_the_lowest_loss_says_so(tmp_path):
+    trials = (
+        candidate("a", 0.5, [0.400], [1.0]) | candidate("b", 1.5, [0.404], [2.0]) | candidate("c", None, [9.0], [9.0])
+    )
+    found = recommend(make_run(tmp_path, NORMS, trials=trials), proven=True)
+    assert found.max_norm == 1.5
+    assert "1.5 ended as the largest of those near the lowest loss (0.4), at 0.404 on its trial" in found.reason
 
 
 def test_empty_trials_and_other_kinds_are_no_candidates(tmp_path):

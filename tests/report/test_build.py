@@ -154,6 +154,36 @@ def test_the_layer_that_went_nonfinite_first_answers_too(tmp_path):
     assert which_layer(report).answer == "fc2"
 
 
+def test_what_did_not_begin_in_a_layer_is_laid_on_none(tmp_path):
+    loss = [1.0] * 30 + [np.nan]
+    report = build_report(make_run(tmp_path, [1.0] * 30 + [np.inf], loss=loss, columns={"nonfinite": [0] * 30 + [4]}))
+    assert which_layer(report).answer == "None: it did not begin in a layer"
+    assert "the loss itself was nonfinite first" in which_layer(report).details[0]
+
+
+def test_a_run_that_failed_says_so_first(tmp_path):
+    failed = Ending("failed", 40, "FloatingPointError: the loss is nan")
+    report = build_report(make_run(tmp_path, [1.0] * 40, ending=failed))
+    assert answers(report)[0].details[0] == "The run failed at step 40: FloatingPointError: the loss is nan."
+
+
+def test_a_threshold_of_steps_that_explode_is_not_to_be_relied_on(tmp_path):
+    report = build_report(make_run(tmp_path, [*range(1, 31), np.inf]))
+    assert answers(report)[2].details[0] == "Do not rely on it: these steps explode, and it was not tried."
+
+
+def test_where_no_threshold_held_none_is_to_be_verified(tmp_path):
+    trial = Trial("candidate", "a", max_norm=0.5, indexes=(1,))
+    report = build_report(make_run(tmp_path, [1.0] * 60, trials={"a": (trial, [np.inf], [np.inf])}))
+    assert answers(report)[3].answer == "Every threshold tried failed"
+    assert not any("not tried on a training" in caveat for caveat in report.caveats)
+
+
+def test_accumulated_losses_are_said_to_be_means(tmp_path):
+    report = build_report(make_run(tmp_path, [1.0] * 60, columns={"micro_steps": [4] * 60}))
+    assert any("mean of its micro-steps'" in caveat for caveat in report.caveats)
+
+
 def test_without_gains_no_layer_is_said_to_stand_out_or_not(tmp_path):
     report = build_report(make_run(tmp_path, [1.0 + i % 3 for i in range(60)]))
     assert which_layer(report).answer == "Not known"
@@ -166,7 +196,7 @@ def test_the_threshold_in_use_and_what_was_left_out_are_told(tmp_path):
     columns = {"max_norm": [2.5] * 60, "skipped": [i == 7 for i in range(60)]}
     report = build_report(make_run(tmp_path, norms, columns=columns))
     assert "In use today: 2.5." in answers(report)[2].details
-    assert "Left out: 1 step (skipped by the gradient scaler)." in answers(report)[3].details
+    assert "Left out: 1 step (skipped)." in answers(report)[3].details
 
 
 def test_ranks_are_told_where_there_are_several(tmp_path):

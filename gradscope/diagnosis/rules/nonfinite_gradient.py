@@ -10,7 +10,7 @@ How it decides
     one; else, among the parameters that are nonfinite there and had a finite gradient (or are infinite), the one of the
     highest order, since the backward pass meets the last layer first and nonfinite values travel from there to the
     front. Unit: nonfinite elements. Default limit: 0. If the loss itself was nonfinite first, every gradient after it
-    is, and the finding says so instead of naming a layer; so it does for the loss of another rank.
+    is, and the finding says so instead of naming a layer; so it does for the data, and for the loss of another rank.
 Known problems
     Layers that run beside each other have no true order. In a run that is nonfinite from its very first step a NaN norm
     cannot be told from a parameter without a gradient.
@@ -36,6 +36,12 @@ from gradscope.runs.run import Run
 from gradscope.runs.schema import Parameter
 
 CODE, NAME = "GS101", "nonfinite-gradient"
+ADVICE = (
+    "Look at what it computes from that step's batch; if its gradient grew before, lower the learning rate or clip."
+)
+DATA_ADVICE = (
+    "Repair or leave out the nonfinite values in the data: neither learning rate nor clipping helps against them."
+)
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,18 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         "critical",
         f"The gradient is nonfinite at step {run.step[row]}: {began} "
         f"({held}{count(len(rows), 'step')} of {len(bad)} in all; norms are {read_at(run)}).",
-        "Look at what it computes from that step's batch; if its gradient grew before, lower the learning rate or clip.",
+        DATA_ADVICE if _from_data(run, row) else ADVICE,
         subject=subject,
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=elements,
         limit=0.0,
         unit="nonfinite elements",
     )
+
+
+def _from_data(run: Run, row: int) -> bool:
+    seen = run.header.first_nonfinite
+    return seen is not None and seen.went_first == "input" and seen.step == int(run.step[row])
 
 
 def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
@@ -95,6 +106,9 @@ def _origin(run: Run, row: int) -> tuple[str | None, str]:
         batch = "" if seen.batch is None else f", batch {seen.batch}"
         if seen.went_first == "loss":
             return None, f"the loss itself was nonfinite first{batch}"
+        if seen.went_first == "input":
+            what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
+            return None, f"{what} nonfinite first{batch}"
         where = seen.layer or seen.parameter or "the network"
         return seen.layer, f"the {seen.went_first} of {where} went first{batch}"
     losses = nonfinite_losses(run)[: row + 1]

@@ -5,8 +5,9 @@ What it detects
 Why it matters
     Every gradient computed from such a loss is useless, and one optimizer step with it ruins the weights.
 How it decides
-    Counts recorded steps whose loss is not a finite number. Unit: steps. Default limit: 0. A run in which no loss was
-    recorded at all cannot be judged.
+    Counts recorded steps whose loss is not a finite number. Unit: steps. Default limit: 0. Where each of them was skipped,
+    by a gradient scaler or by the script, and the loss was finite again later, it is a warning. A run in which no loss
+    was recorded at all cannot be judged.
 Known problems
     A step whose loss was not recorded in a run that otherwise holds losses looks like NaN, and is reported.
 What to do
@@ -25,7 +26,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
-from gradscope.diagnosis.window import nonfinite_losses
+from gradscope.diagnosis.window import harmful, nonfinite_losses
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS102", "nonfinite-loss"
@@ -50,19 +51,28 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     if len(rows) <= settings.allowed:
         return
     row = int(rows[0])
-    before = run.loss[row - 1] if row else float("nan")
-    was = f"; one step earlier it was {number(float(before))}" if np.isfinite(before) else ""
+    survived = not harmful(run)[rows].any()
+    amount = f"{count(len(rows), 'step')} of {len(bad)} in all"
+    skipped = f", skipped before {'it' if len(rows) == 1 else 'they'} did harm" if survived else ""
     yield finding(
         CODE,
         NAME,
-        "critical",
-        f"The loss is {run.loss[row]} at step {run.step[row]}{was} ({count(len(rows), 'step')} of {len(bad)} in all).",
+        "warning" if survived else "critical",
+        f"The loss is {run.loss[row]} at step {run.step[row]}{_before(run, row)} ({amount}{skipped}).",
         "If the gradient norm grew before, lower the learning rate or clip; if not, look at this step's batch.",
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=len(rows),
         limit=float(settings.allowed),
         unit="steps",
     )
+
+
+def _before(run: Run, row: int) -> str:
+    """What the loss was at the row before."""
+    if not row or not np.isfinite(run.loss[row - 1]):
+        return ""
+    earlier = int(run.step[row] - run.step[row - 1])
+    return f"; {'one step' if earlier == 1 else f'{earlier} steps'} earlier it was {number(float(run.loss[row - 1]))}"
 
 
 RULE = Rule(CODE, NAME, check)

@@ -1,14 +1,15 @@
-"""GS104 skipped-steps: the gradient scaler threw steps away because their gradient was nonfinite.
+"""GS104 skipped-steps: a gradient scaler, or the script, threw steps away, mostly because their gradient was nonfinite.
 
 What it detects
-    Steps that mixed precision skipped, apart from those at the very start, where the scale is still settling.
+    Steps that mixed precision or the script skipped, apart from those at the very start, where a loss scale is still
+    settling.
 Why it matters
     A skipped step is an overflow that stays invisible: the optimizer never sees it, and hooks on the optimizer do not
     either. Now and then it is normal; often, it is an explosion in disguise.
 How it decides
-    The unbroken skips at the start are the scale settling: an information. The share of skipped steps after them: above
-    5 % a warning, above 50 % critical, any at all an information. If no step was ever taken it is critical. Unit: share
-    of steps (0–1).
+    With a loss scale, the unbroken skips at the start are it settling: an information. The share of skipped steps after
+    them: above 5 % a warning, above 50 % critical, any at all an information. If no step was ever taken it is critical.
+    Unit: share of steps (0–1).
 Known problems
     A scale that starts very high may need a dozen steps to settle; a window shorter than that looks as if nothing worked.
 What to do
@@ -48,7 +49,8 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     rows = np.flatnonzero(run.skipped)
     if not len(rows):
         return
-    settling = int(np.argmin(run.skipped)) if not run.skipped.all() else 0
+    scaled = bool(np.isfinite(run.loss_scale).any())
+    settling = int(np.argmin(run.skipped)) if scaled and not run.skipped.all() else 0
     later = rows[rows >= settling]
     if not len(later):
         yield _settled(run, settling)
@@ -57,14 +59,17 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     worst: Severity = "critical" if share > settings.critical else "warning"
     row = int(later[0])
     origin = first_nonfinite_parameter(run, row)
-    began = f"; the first of them, step {run.step[row]}, overflowed in {origin.layer}" if origin else ""
+    began = f"; the first of them, step {run.step[row]}, overflowed in {origin.name}" if origin and scaled else ""
+    who, after = ("gradient scaler", " after its scale had settled") if scaled else ("script", "")
+    amount = f"{count(len(later), 'step')} of the {len(run.step) - settling}{after} ({percent(share)})"
     yield finding(
         CODE,
         NAME,
         worst if share > settings.warning else "info",
-        f"The gradient scaler skipped {count(len(later), 'step')} of the {len(run.step) - settling} "
-        f"after its scale had settled ({percent(share)}){began}.",
-        "If this goes on, lower the learning rate, clip after scaler.unscale_, or train in bfloat16.",
+        f"The {who} skipped {amount}{began}.",
+        "If this goes on, lower the learning rate, clip after scaler.unscale_, or train in bfloat16."
+        if scaled
+        else "Look at the batches of these steps; if this goes on, lower the learning rate or clip.",
         subject=origin.layer if origin else None,
         steps=(int(run.step[row]), int(run.step[later[-1]])),
         value=share,

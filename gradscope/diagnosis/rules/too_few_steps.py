@@ -10,7 +10,7 @@ How it decides
 Known problems
     None: it only counts.
 What to do
-    Record more steps: `--steps 100`.
+    Record more steps: `gradscope analyze --steps 100`, or more of the script.
 References
     Order statistics: .95^59 < .05.
 """
@@ -48,7 +48,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "warning",
         f"Only {count(measured, 'step')}{total} with a finite gradient norm; {settings.least} are needed for a judgement.",
-        "Record more steps, for example with --steps 100.",
+        "Record more steps: analyze with --steps 100, or record more of the script.",
         value=measured,
         limit=float(settings.least),
         unit="steps",

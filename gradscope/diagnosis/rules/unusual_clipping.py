@@ -37,18 +37,21 @@ KINDS = (
     ),
     (
         events.CLIP_BY_HAND,
-        "The script shrinks the gradients itself between backward and step, to {value} times",
+        "The script shrinks the gradients itself between backward and step, at first to {value} times",
         "after / before",
     ),
     (events.GRADIENTS_CHANGED, "The script changes the gradients itself between backward and step", "after / before"),
 )
+SAMPLED = (events.CLIP_BY_HAND, events.GRADIENTS_CHANGED)
+"""What the recorder does not look for at every step."""
 
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding for each kind that the recorder noted."""
     for event, text, unit in KINDS:
         if seen := noted(run, event):
-            message = text.format(value=number(seen.value), subject=seen.subject) + f", {seen.times}."
+            looked = ", of those looked at" if event in SAMPLED and len(seen.steps) > 1 else ""
+            message = text.format(value=number(seen.value), subject=seen.subject) + f", {seen.times}{looked}."
             advice = "The recorded norms are L2 norms; see that your own limit means the same before you replace it."
             yield from told((CODE, NAME), "info", seen, message, advice, unit)
 

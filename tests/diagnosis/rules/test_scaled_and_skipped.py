@@ -25,7 +25,8 @@ def test_unscaled_gradients_are_silent(tmp_path):
 
 def skips(tmp_path, pattern):
     norms = [INF if c == "x" else 1.0 for c in pattern]
-    run = make_run(tmp_path, norms, columns={"skipped": [c == "x" for c in pattern]})
+    columns = {"skipped": [c == "x" for c in pattern], "loss_scale": [65536.0] * len(pattern)}
+    run = make_run(tmp_path, norms, columns=columns)
     return list(skipped_steps.check(run))
 
 
@@ -50,6 +51,14 @@ def test_later_skips_count_by_their_share(tmp_path, pattern, severity, share):
     (finding,) = skips(tmp_path, pattern)
     assert (finding.severity, finding.subject) == (severity, "fc3")
     assert finding.value == pytest.approx(share)
+
+
+def test_steps_that_the_script_skipped_are_not_laid_on_a_scaler(tmp_path):
+    columns = {"skipped": [True] + [False] * 8 + [True]}
+    (finding,) = skipped_steps.check(make_run(tmp_path, [INF] + [1.0] * 8 + [INF], columns=columns))
+    assert finding.message == "The script skipped 2 steps of the 10 (20 %)."
+    assert finding.severity == "warning"
+    assert "scaler" not in finding.advice
 
 
 def test_a_skip_without_a_known_origin_names_no_layer(tmp_path):

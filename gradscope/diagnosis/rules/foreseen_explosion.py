@@ -1,0 +1,54 @@
+"""GS206 foreseen-explosion: the rehearsals of the rest of the plan fail.
+
+What it detects
+    A training that holds in the recorded steps and explodes in the rehearsals of what is left of its plan, or does so at 2
+    or 4 times its learning rate.
+Why it matters
+    The explosion is still to come: a smaller learning rate, a longer warm-up or a threshold can prevent it.
+How it decides
+    As the verdict does; GS201 tells of what the recorded steps themselves show. Will explode: the rehearsal of the whole
+    rest of the plan fails, or a compressed one and a second that confirms it, or the next 20 steps do: critical. Thin
+    headroom, at 2 or 4 times the planned learning rate alone, or where nothing confirms a failure: an information. Unit:
+    multiples of the planned learning rate.
+Known problems
+    A rehearsal compresses what does not fit into the budget; the report says by how much. Without rehearsals it is silent.
+What to do
+    Take the best of the remedies that the report lists.
+References
+    Measured on small trainings with known outcome, see benchmarks/accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.diagnosis.model import Finding, Rule
+from gradscope.diagnosis.series import finding, number
+from gradscope.diagnosis.verdict import judge
+from gradscope.runs.run import Run
+
+CODE, NAME = "GS206", "foreseen-explosion"
+
+
+def check(run: Run) -> Iterator[Finding]:
+    """One finding when a rehearsal failed."""
+    verdict = judge(run)
+    if verdict.verdict not in ("exploding", "will-explode", "thin-headroom") or verdict.first_step is not None:
+        return
+    sure, headroom = verdict.verdict != "thin-headroom", verdict.lr_headroom or 1.0
+    yield finding(
+        CODE,
+        NAME,
+        "critical" if sure else "info",
+        "The rest of the plan explodes in its rehearsals."
+        if sure
+        else f"The rest of the plan holds as planned, but not at {number(headroom)} × its learning rate.",
+        "Take the best of the remedies that were tried."
+        if sure
+        else "Raise the learning rate with care; a clipping threshold is cheap insurance.",
+        value=headroom,
+        unit="times the planned learning rate",
+    )
+
+
+RULE = Rule(CODE, NAME, check)
