@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import shutil
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -38,6 +39,8 @@ GRAPHS = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torc
 MOST_LOOSE = 256
 """Losses that are kept while it is unknown what they train."""
 
+AT_ONCE = "it trains in several threads at once, whose steps cannot be told apart"
+
 
 def guarded(method: F) -> F:
     """An error of ours ends the recording, with one line on stderr; the script goes on."""
@@ -49,7 +52,7 @@ def guarded(method: F) -> F:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            self.disarm(f"{type(error).__name__}: {error}")
+            self.disarm(AT_ONCE if self.trains_at_once() else f"{type(error).__name__}: {error}")
             return None
 
     return call  # type: ignore[return-value]  # the wrapper has the method's own signature
@@ -83,6 +86,8 @@ class Session:
         self._fresh: set[int] = set()
         self.objective = Objective()
         self._running: list[int] = []
+        self._thread: threading.Thread | None = None
+        self._threads_before: set[threading.Thread | None] = set()
         self._closures = 0
         self._over: list[Track] = []
 
@@ -111,6 +116,9 @@ class Session:
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> None:
         """Gradients are about to be computed from `roots`."""
+        if self._in_turns():
+            self.disarm(AT_ONCE)
+            return
         self.backwards += 1
         self._put_away()
         if not self._closures:
@@ -128,6 +136,18 @@ class Session:
         for track in self.tracks:
             track.before_backward()
         self.objective.begin(roots)
+
+    def trains_at_once(self) -> bool:
+        """Whether several threads that trained are still alive."""
+        return sum(one is not None and one.is_alive() for one in {self._thread, *self._threads_before}) > 1
+
+    def _in_turns(self) -> bool:
+        """Whether this thread trained before another one did."""
+        now = threading.current_thread()
+        if now is not self._thread:
+            self._threads_before.add(self._thread)
+            self._thread = now
+        return now in self._threads_before
 
     @guarded
     def after_backward(self, roots: Sequence[Any]) -> None:
@@ -204,7 +224,8 @@ class Session:
     def enter_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's own step begins."""
         if self.differentiating:
-            self.disarm("an optimizer steps inside backward(): no moment has all gradients of a step")
+            inside = "an optimizer steps inside backward(): no moment has all gradients of a step"
+            self.disarm(AT_ONCE if self.trains_at_once() else inside)
         self._running.append(id(optimizer))
 
     @guarded

@@ -78,7 +78,7 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         why = header.ending.message or (
             "by a keyboard interrupt" if header.ending.how == "interrupted" else "no reason was given"
         )
-        yield f"The run ended early ({header.ending.how}): {why}."
+        yield f"The run ended early ({header.ending.how}): {why.rstrip('.')}."
     if (run.micro_steps > 1).any():
         yield (
             "Gradients were accumulated: a step's loss is the mean of its micro-steps' as backward() got them. Where the "

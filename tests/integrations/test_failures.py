@@ -241,3 +241,38 @@ def test_a_name_for_each_run(tmp_path: Path) -> None:
 def test_what_cannot_be_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no script at"):
         record_script([str(tmp_path / "none.py")])
+
+
+THREADS = """
+import threading
+turns = [threading.Semaphore(1), threading.Semaphore(0)]
+def train(k, part, alternate):
+    optimizer = torch.optim.SGD(part.parameters(), lr=0.05)
+    for i in range(6):
+        turns[k].acquire() if alternate else None
+        optimizer.zero_grad(); loss_of(part, 100 * k + i).backward(); optimizer.step()
+        turns[1 - k].release()
+both = [threading.Thread(target=train, args=(k, part, {alternate})) for k, part in enumerate((model, make()))]
+for one in both:
+    one.start()
+    {alternate} or one.join()
+for one in both:
+    one.join()
+"""
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_threads_that_train_at_once_are_not_told_apart(
+    breaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if breaks:  # what may happen in any of our methods once two threads are in them
+        real = sessions.Session._in_turns
+        monkeypatch.setattr(sessions.Session, "_in_turns", lambda self: real(self) and 1 / 0)
+    assert record(tmp_path, THREADS.format(alternate=True)).recorded.exit_code == 0
+    assert "recording stopped, the script goes on (it trains in several threads at once" in capsys.readouterr().err
+
+
+def test_threads_that_train_one_after_another_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = record(tmp_path, THREADS.format(alternate=False)).recorded
+    assert "recording stopped" not in capsys.readouterr().err
+    assert [len(load_run(run).step) for run in found.runs] == [6, 6]

@@ -32,7 +32,7 @@ def _parts(comparison: Comparison, terminal: Terminal) -> Iterator[RenderableTyp
         style = "bold" if differs else "dim"
         table.add_row(Text(question), Text(before), Text(after), Text("≠" if differs else "="), style=style)
     yield table
-    yield heading("Global norm, log10, both on one scale")
+    yield heading("Global norm, both on one log scale")
     width = min((terminal.width or 80) - 4, 120)
     norms = np.concatenate([run.global_norm[run.measured & (run.global_norm > 0)] for run in (a, b)])
     limits = (float(norms.min()), float(norms.max())) if len(norms) else None

@@ -142,7 +142,7 @@ def _norms(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
     width = min((terminal.width or 80) - 4, 120)
     finite = norms[report.run.measured]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (None, None)
-    yield heading(f"Global norm, log10, {number(low)} to {number(high)}")
+    yield heading(f"Global norm, on a log scale, {number(low)} to {number(high)}")
     yield Text(f"  {sparkline(list(norms), width, unicode=terminal.unicode)}", no_wrap=True)
 
 
