@@ -138,6 +138,7 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
 def _say(one: Rehearsed) -> str:
     what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
     against = number(one.loss) if one.loss < 0 else f"{number(10**one.loss_rise)} × the window's"
-    end = "nonfinite" if one.nonfinite else f"loss at {against}"
+    peak = f", its largest norm at {number(10**one.norm_rise)} ×" if one.failed else ""
+    end = "nonfinite" if one.nonfinite else f"loss at {against}{peak}"
     state = "failed" if one.failed else "held"
     return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"

@@ -104,6 +104,13 @@ def test_a_failure_at_a_multiple_is_thin_headroom(tmp_path, factor, headroom):
     assert (verdict.verdict, verdict.lr_headroom) == ("thin-headroom", headroom)
 
 
+def test_a_rehearsal_that_failed_says_by_how_much_loss_and_norm_rose(tmp_path):
+    verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (rehearsal("more", 2.0), FAILED)))
+    assert "held (loss at" in verdict.reasons[0]
+    assert "its largest norm" not in verdict.reasons[0]
+    assert "× the window's, its largest norm at 200 ×)" in verdict.reasons[1]
+
+
 def test_a_failed_replay_is_thin_headroom(tmp_path):
     verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (Trial("replay", "replay"), FAILED)))
     assert (verdict.verdict, verdict.lr_headroom) == ("thin-headroom", 2.0)
