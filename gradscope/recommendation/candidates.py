@@ -52,7 +52,7 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         before = _decided(run, shorter) if all(one.max_norm is None for one in longest) else None
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
-    return _settle([(_surely(one, longest), one) for one in longest], _noise(longest))
+    return _settle([(surely(one, longest), one) for one in longest], _noise(longest))
 
 
 def _reached(run: Run, unclipped: Candidate, limit: float) -> bool:
@@ -73,7 +73,7 @@ def same_threshold(one: Candidate, limit: float | None) -> bool:
     return limit / SAME <= one.max_norm <= limit * SAME
 
 
-def _surely(one: Candidate, longest: list[Candidate]) -> float:
+def surely(one: Candidate, longest: list[Candidate]) -> float:
     """The worst loss of its threshold."""
     losses = (other.loss for other in longest if same_threshold(other, one.max_norm))
     return max(math.inf if loss is None else loss for loss in losses)
@@ -81,7 +81,7 @@ def _surely(one: Candidate, longest: list[Candidate]) -> float:
 
 def _noise(longest: list[Candidate]) -> float:
     """How far apart, as a factor, trials of one threshold ended; 1 where none was tried again."""
-    pairs = [(one.loss, _surely(one, longest)) for one in longest if one.loss]
+    pairs = [(one.loss, surely(one, longest)) for one in longest if one.loss]
     return min(WIDEST, max((1 + (worst - loss) / abs(loss) for loss, worst in pairs), default=1.0))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,7 @@ from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
-from gradscope.recommendation.candidates import candidates
+from gradscope.recommendation.candidates import candidates, same_threshold, surely
 from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recommendation
 from gradscope.recommendation.percentiles import (
     check_percentiles,
@@ -100,11 +99,13 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
 
 def _won(best: Candidate, tried: tuple[Candidate, ...]) -> str:
     """How its loss compares with those of the others that were tried as long."""
-    others = [one.loss for one in tried if one.loss is not None and one.steps == best.steps and not one.diverged]
-    lowest = min(others, default=math.inf)
-    if best.loss is None or best.loss <= lowest:
-        return "at the lowest loss,"
-    return f"as the largest of those near the lowest loss ({number(lowest)}), at"
+    longest = [one for one in tried if one.steps == best.steps]
+    lowest = min(surely(one, longest) for one in longest)
+    again = any(one is not other and same_threshold(one, other.max_norm) for one in longest for other in longest)
+    counting = ", the worst trial of each counting" if again else ""
+    if surely(best, longest) <= lowest:
+        return f"at the lowest loss{counting},"
+    return f"as the largest of those near the lowest loss ({number(lowest)}){counting}, at"
 
 
 def _same(one: float, other: float | None) -> bool:

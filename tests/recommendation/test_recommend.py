@@ -187,6 +187,15 @@ def test_the_largest_of_those_near_the_lowest_loss_says_so(tmp_path):
     assert "1.5 ended as the largest of those near the lowest loss (0.4), at 0.404 on its trial" in found.reason
 
 
+def test_of_a_threshold_tried_again_the_worst_trial_counts(tmp_path):
+    """So that a loss below all others, which its second trial did not reach, wins nothing, and the words say so."""
+    trials = candidate("a", 0.5, [0.500], [1.0]) | candidate("a again", 0.501, [0.300], [1.0])
+    trials |= candidate("b", 1.5, [0.400], [2.0]) | candidate("c", None, [9.0], [9.0])
+    found = recommend(make_run(tmp_path, NORMS, trials=trials), proven=True)
+    assert found.max_norm == 1.5
+    assert "1.5 ended at the lowest loss, the worst trial of each counting, 0.4 on its trial" in found.reason
+
+
 def test_empty_trials_and_other_kinds_are_no_candidates(tmp_path):
     trials = candidate("a", 0.5, []) | {"x1": (Trial("rehearsal", "x1"), np.ones(9), np.ones(9))}
     assert recommend(make_run(tmp_path, NORMS, trials=trials)).candidates == ()
