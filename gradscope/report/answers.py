@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -12,6 +13,7 @@ from gradscope.report.model import Report
 from gradscope.report.ranks import apart
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
+from gradscope.runs.run import Run
 
 TITLES = {
     "exploding": ("✖", "X", "exploding"),
@@ -39,9 +41,13 @@ class Answer:
 
 def title(report: Report) -> tuple[str, str]:
     """The sign and the word of the verdict."""
-    verdict = report.diagnosis.verdict.verdict
-    symbol, _, word = TITLES[verdict]
-    return symbol, "no explosion so far" if verdict == "unknown" and enough(report.run) else word
+    return titled(report.run, report.diagnosis.verdict)
+
+
+def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
+    """The sign and the word of this verdict on a run."""
+    symbol, _, word = TITLES[verdict.verdict]
+    return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
@@ -67,7 +73,9 @@ def explosion(report: Report) -> Answer:
     failed = f"the run failed at step {ending.step}: {visible(ending.message or '')}" if ending.how == "failed" else ""
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
-    return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, remedy)))
+    today = in_use(report.run) if rehearsed(report) else None
+    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today else ""
+    return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))
 
 
 def rehearsed(report: Report) -> bool:

@@ -161,6 +161,18 @@ def test_what_did_not_begin_in_a_layer_is_laid_on_none(tmp_path):
     assert "the loss itself was nonfinite first" in which_layer(report).details[0]
 
 
+def test_rehearsals_are_said_to_be_without_the_clipping_of_today(tmp_path):
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(60, 80)))
+    trials = {"x1": (trial, np.ones(20), np.ones(20))}
+    clipped = make_run(tmp_path / "clipped", [1.0] * 60, trials=trials, columns={"max_norm": [2.5] * 60})
+    said = "Rehearsed without clipping, which is at 2.5 today."
+    assert said in answers(build_report(clipped))[0].details
+    plain = make_run(tmp_path / "plain", [1.0] * 60, trials=trials)
+    assert not any("without clipping" in line for line in answers(build_report(plain))[0].details)
+    window = make_run(tmp_path / "window", [1.0] * 60, columns={"max_norm": [2.5] * 60})
+    assert said not in answers(build_report(window))[0].details
+
+
 def test_a_run_that_failed_says_so_first(tmp_path):
     failed = Ending("failed", 40, "FloatingPointError: the loss is nan")
     report = build_report(make_run(tmp_path, [1.0] * 40, ending=failed))
