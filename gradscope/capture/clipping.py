@@ -60,8 +60,8 @@ def _clip_as_read(one: Recorder, tensors: list[torch.Tensor], max_norm: float) -
     norms = one.measure(max_norm=max_norm, as_torch=True).norms
     if norms.as_torch is None:
         return None
-    rounded, places = norms.as_torch, [one.places[id(tensor)] for tensor in tensors if tensor.grad is not None]
-    total = total_as_torch(array("f", [rounded[place] for place in places]))
+    rounded = norms.as_torch
+    total = total_as_torch(array("f", [rounded[one.places[id(t)]] for t in tensors if t.grad is not None]))
     if total is None or not math.isfinite(total):
         return None
     result = torch.tensor(total, dtype=torch.float32, device="cpu")

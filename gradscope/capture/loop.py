@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,15 +118,13 @@ def _probed(
 
 def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, trial: bool) -> float:
     scaler = scaler_of(workload)
-    losses: list[float] = []
-    broken: list[bool] = []
+    tried: list[tuple[float, bool]] = []
 
     def gradients() -> torch.Tensor:
         for tensor in recorder.tensors:
             tensor.grad = None
-        total, data = _accumulate(workload, index, recorder if not losses else None, scaler)
-        losses.append(total.item())
-        broken.append(data)
+        total, broken = _accumulate(workload, index, recorder if not tried else None, scaler)
+        tried.append((total.item(), broken))
         for optimizer in workload.optimizers:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -141,19 +139,13 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
     skipped = _update(workload, gradients, scaler)
     rates = [group["lr"] for optimizer in workload.optimizers for group in optimizer.param_groups]
     recorder.finish_step(skipped=skipped, lr=[float(rate) for rate in rates])
-    if broken[0]:
-        _blame_data(recorder)
+    loss, data_broke = tried[0]
+    if data_broke:
+        recorder.blame("input")
     if not (trial or skipped):
         for scheduler in workload.schedulers:
             scheduler.step()
-    return losses[0]
-
-
-def _blame_data(recorder: Recorder) -> None:
-    """The step just finished had a nonfinite loss, from data that were nonfinite before."""
-    found = recorder.header.first_nonfinite
-    if found is not None and (found.went_first, found.step) == ("loss", recorder.step - 1):
-        recorder.update_header(first_nonfinite=replace(found, went_first="input", layer=None, parameter=None))
+    return loss
 
 
 def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scaler: Any) -> tuple[torch.Tensor, bool]:

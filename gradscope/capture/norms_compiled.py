@@ -75,17 +75,14 @@ class CompiledNorms(HostNorms):
         super().__init__(tensors)
         self._width = width
         self._layout: _Layout | None = None
-        self._as_torch = False
 
     def read_as_torch(self) -> Norms | LateNorms:
         """As `read`, and each norm also as torch's own clipping rounds it, unless a gradient lies unusually."""
-        self._as_torch = True
-        try:
+        if self._spread:
             return self.read()
-        finally:
-            self._as_torch = False
+        return self._read([tensor.grad for tensor in self._tensors], as_torch=True)
 
-    def _read(self, grads: list[Any]) -> Norms | LateNorms:
+    def _read(self, grads: list[Any], *, as_torch: bool = False) -> Norms | LateNorms:
         layout = self._layout or _laid_out(grads)
         addresses = _addresses(grads, layout)
         if addresses is None:
@@ -93,7 +90,7 @@ class CompiledNorms(HostNorms):
             addresses = _addresses(grads, layout)
         assert addresses is not None
         self._layout = layout
-        found = _read(addresses, layout.sizes, self._width, as_torch=self._as_torch)
+        found = _read(addresses, layout.sizes, self._width, as_torch=as_torch)
         if layout.direct and math.isfinite(found.sum_square) and not (layout.copied or layout.odd):
             return LateNorms(partial(_norms, found, layout), as_torch=found.as_torch or None)
         return self._finished(grads, layout, _norms(found, layout))

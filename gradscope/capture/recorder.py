@@ -273,6 +273,13 @@ class Recorder:
         if self._writer:
             self._writer.update_header(**changes)
 
+    def blame(self, went_first: str, layer: str | None = None, parameter: str | None = None) -> None:
+        """What was nonfinite before the loss was, where the step just finished is the first with something nonfinite."""
+        found = self.header.first_nonfinite
+        if found is not None and (found.went_first, found.step) == ("loss", self.step - 1):
+            told = dataclasses.replace(found, went_first=went_first, layer=layer, parameter=parameter)
+            self.update_header(first_nonfinite=told)
+
     def trial(self, trial: Trial, **changes: Any) -> Recorder:
         """A recorder of a child run of this one, over the same model. Every step of it is recorded."""
         changes = {"first_nonfinite": None, "overhead_s": None, "every": 1} | changes

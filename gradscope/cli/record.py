@@ -12,7 +12,6 @@ from gradscope.errors import NothingMeasuredError, UsageError
 
 if TYPE_CHECKING:
     from gradscope.integrations.script import Recorded
-    from gradscope.report.model import Report
 
 
 def record_command(
@@ -63,44 +62,36 @@ def _show(recorded: Recorded) -> None:
     from gradscope.integrations.say import say
     from gradscope.runs.catalogue import name_latest
 
-    shown = recorded.runs[0]
+    shown, words = recorded.runs[0], dict.fromkeys(recorded.runs, "")
     try:
-        reports = [_built(run) for run in recorded.runs]
-        worst = min(reports, key=_rank)
-        shown = recorded.runs[reports.index(worst)]
-        name_latest(shown)
-        say("\n" + _rendered(worst))
-        titles = [_title(report) for report in reports]
+        if len(recorded.runs) > 1:
+            verdicts = {run: _verdict(run) for run in recorded.runs}
+            shown = min(recorded.runs, key=lambda run: verdicts[run][0])
+            words = {run: f" ({word})" for run, (_, word) in verdicts.items()}
+            name_latest(shown)
+        say("\n" + _report(shown))
     except Exception as error:
         say(f"gradscope: the run is recorded, its report failed ({type(error).__name__}: {error})")
-        titles = [""] * len(recorded.runs)
-    for run, title in zip(recorded.runs, titles, strict=True):
-        say(f"recorded {run}" + (f" ({title})" if title and len(titles) > 1 else ""))
+    for run, word in words.items():
+        say(f"recorded {run}{word}")
     say(f"next: gradscope report {shown.name} --open")
 
 
-def _built(run: Path) -> Report:
-    from gradscope.report.build import build_report
+def _verdict(run: Path) -> tuple[int, str]:
+    """The place of its verdict among all, the worst first, and the word for it."""
+    from gradscope.diagnosis.verdict import judge
+    from gradscope.report.answers import TITLES, titled
     from gradscope.runs.reader import load_run
 
-    return build_report(load_run(run))
+    loaded = load_run(run)
+    verdict = judge(loaded)
+    return [*TITLES].index(verdict.verdict), titled(loaded, verdict)[1]
 
 
-def _rank(report: Report) -> int:
-    """The place of its verdict among all, the worst first."""
-    from gradscope.report.answers import TITLES
-
-    return [*TITLES].index(report.diagnosis.verdict.verdict)
-
-
-def _title(report: Report) -> str:
-    from gradscope.report.answers import title
-
-    return title(report)[1]
-
-
-def _rendered(report: Report) -> str:
+def _report(run: Path) -> str:
+    from gradscope.report.build import build_report
     from gradscope.report.renderers import console
     from gradscope.report.terminal import terminal_of
+    from gradscope.runs.reader import load_run
 
-    return console.render(report, terminal_of(sys.stderr))
+    return console.render(build_report(load_run(run)), terminal_of(sys.stderr))

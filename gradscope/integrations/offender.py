@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -49,14 +48,9 @@ def origin_at(recorder: Recorder, broken: Broken | None) -> Origin | None:
 
 def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
     """The step just finished is the first with something nonfinite: its loss was, and before that what `origin` names."""
-    found = recorder.header.first_nonfinite
-    if origin is None or found is None or (found.went_first, found.step) != ("loss", recorder.step - 1):
-        return
-    parameter = recorder.header.parameters[origin.place]
-    name = parameter.name if origin.itself else None
-    recorder.update_header(
-        first_nonfinite=dataclasses.replace(found, went_first=origin.what, layer=parameter.layer, parameter=name)
-    )
+    if origin is not None:
+        parameter = recorder.header.parameters[origin.place]
+        recorder.blame(origin.what, parameter.layer, parameter.name if origin.itself else None)
 
 
 def nonfinite_activation(loss: torch.Tensor) -> Broken | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import shutil
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,6 +18,7 @@ from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.later import Number, soon
 from gradscope.capture.recorder import Recorder
 from gradscope.integrations.find import forward_order, in_order, models_of
+from gradscope.integrations.guard import AT_ONCE, Threads, guarded
 from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
 from gradscope.integrations.objective import Loss, Objective
 from gradscope.integrations.say import say
@@ -29,33 +28,10 @@ from gradscope.runs import events
 from gradscope.runs.catalogue import new_run_directory
 from gradscope.runs.schema import Ending, Header
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 CLIPS = frozenset({"clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
-
-GRAPHS = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-"""Whether this torch knows CUDA graphs."""
 
 MOST_LOOSE = 256
 """Losses that are kept while it is unknown what they train."""
-
-AT_ONCE = "it trains in several threads at once, whose steps cannot be told apart"
-
-
-def guarded(method: F) -> F:
-    """An error of ours ends the recording, with one line on stderr; the script goes on."""
-
-    @functools.wraps(method)
-    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if not self.armed or (GRAPHS and self.captures()):
-            return None
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            self.disarm(AT_ONCE if self.trains_at_once() else f"{type(error).__name__}: {error}")
-            return None
-
-    return call  # type: ignore[return-value]  # the wrapper has the method's own signature
 
 
 class Session:
@@ -81,13 +57,11 @@ class Session:
         self._by_optimizer: dict[int, Track] = {}
         self._loose = deque[tuple[Loss, Number, int | None]](maxlen=MOST_LOOSE)
         self._order: dict[int, int] = {}
-        self._unclaimed: list[torch.optim.Optimizer] = []
-        self._marks: dict[int, Mark] = {}
+        self._unclaimed: list[tuple[torch.optim.Optimizer, Mark]] = []
         self._fresh: set[int] = set()
         self.objective = Objective()
         self._running: list[int] = []
-        self._thread: threading.Thread | None = None
-        self._threads_before: set[threading.Thread | None] = set()
+        self.threads = Threads()
         self._closures = 0
         self._over: list[Track] = []
 
@@ -116,7 +90,7 @@ class Session:
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> None:
         """Gradients are about to be computed from `roots`."""
-        if self._in_turns():
+        if self.threads.returned():
             self.disarm(AT_ONCE)
             return
         self.backwards += 1
@@ -129,25 +103,12 @@ class Session:
             if self.compiled_step:
                 track.stepped_unseen()
         self.compiled_step = False
-        self._unclaimed = self._free()
-        self._marks = {id(one): mark_of(one) for one in self._unclaimed}
-        if self._marks or self.backwards == 1:
+        self._unclaimed = [(one, mark_of(one)) for one in self._free()]
+        if self._unclaimed or self.backwards == 1:
             self._order = forward_order(roots)
         for track in self.tracks:
             track.before_backward()
         self.objective.begin(roots)
-
-    def trains_at_once(self) -> bool:
-        """Whether several threads that trained are still alive."""
-        return sum(one is not None and one.is_alive() for one in {self._thread, *self._threads_before}) > 1
-
-    def _in_turns(self) -> bool:
-        """Whether this thread trained before another one did."""
-        now = threading.current_thread()
-        if now is not self._thread:
-            self._threads_before.add(self._thread)
-            self._thread = now
-        return now in self._threads_before
 
     @guarded
     def after_backward(self, roots: Sequence[Any]) -> None:
@@ -158,7 +119,7 @@ class Session:
                 track.blame(self.objective.origin)
         received = [track.after_backward(loss, scale, self.batch) for track in self.tracks]
         free, self._unclaimed = self._unclaimed, []
-        fresh = {id(one) for one in free if self._marks[id(one)] != mark_of(one)}
+        fresh = {id(one) for one, mark in free if mark != mark_of(one)}
         if fresh or not (free or any(received)):
             self._loose.append((loss, scale, self.batch))
         if fresh:
@@ -225,7 +186,7 @@ class Session:
         """The optimizer's own step begins."""
         if self.differentiating:
             inside = "an optimizer steps inside backward(): no moment has all gradients of a step"
-            self.disarm(AT_ONCE if self.trains_at_once() else inside)
+            self.disarm(self.threads.reason(inside))
         self._running.append(id(optimizer))
 
     @guarded

@@ -104,7 +104,7 @@ class Track:
         self._before = self.sentinels.mark()
 
     def blame(self, origin: Broken | None) -> None:
-        """A nonfinite activation was found in the layer of the parameter with this id (None: none was)."""
+        """What was nonfinite first in this backward pass, None where that is unknown."""
         self._origin = self._origin or origin_at(self.recorder, origin)
 
     def after_backward(self, loss: torch.Tensor | float | None, scale: Number, batch: int | None) -> bool:

@@ -82,14 +82,13 @@ def _numbers(a: Report, b: Report) -> list[tuple[str, str, str]]:
 def _summary(report: Report) -> dict[str, str]:
     run, recommendation = report.run, report.recommendation
     norms = run.global_norm[run.measured]
-    losses = run.loss
     return {
         "Steps": plural(len(run.step), "step"),
         "Median global norm": number(float(np.median(norms)) if len(norms) else None),
         "Largest global norm": number(float(norms.max()) if len(norms) else None),
         "Nonfinite steps": str(int((~np.isfinite(run.global_norm)).sum())),
-        "First loss": number(float(losses[0]) if len(losses) else None),
-        "Last loss": number(float(losses[-1]) if len(losses) else None),
+        "First loss": number(float(run.loss[0]) if len(run.loss) else None),
+        "Last loss": number(float(run.loss[-1]) if len(run.loss) else None),
         "Steps the threshold would clip": share(recommendation.clipped_fraction if recommendation else None),
         "Explosion score": number(report.diagnosis.verdict.explosion_score),
         "Findings": str(len(report.diagnosis.findings)),

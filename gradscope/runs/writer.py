@@ -29,10 +29,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class RunWriter:
-    """One run directory being written. Not to be used from two threads; a forked child never writes.
+    """One run directory being written, by one thread but for `gather`; a forked child never writes.
 
     When the disk fails later on, what was written stays, nothing more is, and `close` says so in the header's notes.
-    `gather` is called before rows are written, to append those that wait elsewhere.
+    `gather` is called before rows are written, mostly by the writer's own thread, to append those that wait elsewhere.
 
     Raises:
         OSError: the directory exists, or cannot be created or written.

@@ -183,6 +183,7 @@ def loader_batches(loader: DataLoader[Any], seed: int) -> IndexedBatches | Strea
 
 
 def _length(sampler: Any) -> int | None:
+    """How many batches it draws; None where it does not say, as one may that never ends."""
     try:
         return len(sampler)
     except (TypeError, NotImplementedError):

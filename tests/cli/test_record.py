@@ -62,7 +62,7 @@ def test_a_report_that_fails_changes_nothing(
     def fail(_: Path) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(command, "_built", fail)
+    monkeypatch.setattr(command, "_report", fail)
     (here / "train.py").write_text(HEAD + TRAIN)
     assert record(here / "train.py") == 1
     assert "its report failed" in capsys.readouterr().err

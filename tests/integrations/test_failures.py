@@ -14,6 +14,7 @@ from gradscope.capture.rows import Row, write_row
 from gradscope.errors import UsageError
 from gradscope.integrations import session as sessions
 from gradscope.integrations import torch_calls
+from gradscope.integrations.guard import Threads
 from gradscope.integrations.patches import Patches
 from gradscope.integrations.script import record_script
 from gradscope.integrations.track import Track
@@ -266,8 +267,8 @@ def test_threads_that_train_at_once_are_not_told_apart(
     breaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if breaks:  # what may happen in any of our methods once two threads are in them
-        real = sessions.Session._in_turns
-        monkeypatch.setattr(sessions.Session, "_in_turns", lambda self: real(self) and 1 / 0)
+        real = Threads.returned
+        monkeypatch.setattr(Threads, "returned", lambda self: real(self) and 1 / 0)
     assert record(tmp_path, THREADS.format(alternate=True)).recorded.exit_code == 0
     assert "recording stopped, the script goes on (it trains in several threads at once" in capsys.readouterr().err
 

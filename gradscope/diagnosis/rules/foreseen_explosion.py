@@ -32,6 +32,8 @@ CODE, NAME = "GS206", "foreseen-explosion"
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding when a rehearsal failed."""
+    if not run.trials:
+        return
     verdict = judge(run)
     if verdict.verdict not in ("exploding", "will-explode", "thin-headroom") or verdict.first_step is not None:
         return

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from gradscope.diagnosis.ranks import first_ranks, named
 from gradscope.diagnosis.series import count, finding, read_at
 from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Parameter
+from gradscope.runs.schema import Offender, Parameter
 
 CODE, NAME = "GS101", "nonfinite-gradient"
 ADVICE = (
@@ -63,27 +64,22 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     if len(rows) <= settings.allowed:
         return
     row = int(rows[0])
-    subject, began = _origin(run, row)
+    origin = _origin(run, row)
     elements = int(run.nonfinite[row])
     held = f"{count(elements, 'element')} at that step, " if elements else ""
     yield finding(
         CODE,
         NAME,
         "critical",
-        f"The gradient is nonfinite at step {run.step[row]}: {began} "
+        f"The gradient is nonfinite at step {run.step[row]}: {origin.said} "
         f"({held}{count(len(rows), 'step')} of {len(bad)} in all; norms are {read_at(run)}).",
-        DATA_ADVICE if _from_data(run, row) else ADVICE,
-        subject=subject,
+        origin.advice,
+        subject=origin.layer,
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=elements,
         limit=0.0,
         unit="nonfinite elements",
     )
-
-
-def _from_data(run: Run, row: int) -> bool:
-    seen = run.header.first_nonfinite
-    return seen is not None and seen.went_first == "input" and seen.step == int(run.step[row])
 
 
 def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
@@ -96,28 +92,40 @@ def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
     return max((parameters[i] for i in chosen), key=lambda p: p.order, default=None)
 
 
-def _origin(run: Run, row: int) -> tuple[str | None, str]:
-    """The layer where it began and how to say so."""
+class _Origin(NamedTuple):
+    """The layer where it began, how to say so, and what to do."""
+
+    layer: str | None
+    said: str
+    advice: str = ADVICE
+
+
+def _origin(run: Run, row: int) -> _Origin:
     ranks = first_ranks(run)
     if ranks and 0 not in ranks.ranks and ranks.step <= int(run.step[row]):
-        return None, f"the loss of {named(ranks.ranks)} was nonfinite first, at step {ranks.step}"
+        return _Origin(None, f"the loss of {named(ranks.ranks)} was nonfinite first, at step {ranks.step}")
     seen = run.header.first_nonfinite
     if seen is not None and seen.step == int(run.step[row]):
-        batch = "" if seen.batch is None else f", batch {seen.batch}"
-        if seen.went_first == "loss":
-            return None, f"the loss itself was nonfinite first{batch}"
-        if seen.went_first == "input":
-            what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
-            return None, f"{what} nonfinite first{batch}"
-        where = seen.layer or seen.parameter or "the network"
-        return seen.layer, f"the {seen.went_first} of {where} went first{batch}"
+        return _as_seen(seen)
     losses = nonfinite_losses(run)[: row + 1]
     if losses.any():
-        return None, f"the loss itself was nonfinite first, at step {run.step[int(np.argmax(losses))]}"
+        return _Origin(None, f"the loss itself was nonfinite first, at step {run.step[int(np.argmax(losses))]}")
     parameter = first_nonfinite_parameter(run, row)
     if parameter is None:
-        return None, "the global norm overflowed, though no single parameter did"
-    return parameter.layer, f"it began in {parameter.layer} ({parameter.name}), the first in backward order"
+        return _Origin(None, "the global norm overflowed, though no single parameter did")
+    return _Origin(parameter.layer, f"it began in {parameter.layer} ({parameter.name}), the first in backward order")
+
+
+def _as_seen(seen: Offender) -> _Origin:
+    """As the recorder saw it."""
+    batch = "" if seen.batch is None else f", batch {seen.batch}"
+    if seen.went_first == "loss":
+        return _Origin(None, f"the loss itself was nonfinite first{batch}")
+    if seen.went_first == "input":
+        what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
+        return _Origin(None, f"{what} nonfinite first{batch}", DATA_ADVICE)
+    where = seen.layer or seen.parameter or "the network"
+    return _Origin(seen.layer, f"the {seen.went_first} of {where} went first{batch}")
 
 
 RULE = Rule(CODE, NAME, check)
