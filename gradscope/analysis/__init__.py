@@ -17,6 +17,7 @@ from gradscope.capture.loop import run_steps
 from gradscope.capture.memory import kept_memory
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.updates import UpdateProbe
+from gradscope.diagnosis.outliers import next_looks
 from gradscope.diagnosis.plan import next_rehearsals
 from gradscope.diagnosis.verdict import judge
 from gradscope.errors import GradscopeError, UsageError
@@ -36,8 +37,9 @@ __all__ = ["analyze", "verify_run"]
 
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
-REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
-"""Of the time left, what rehearsals and then the proving of thresholds may take; remedies have the rest."""
+REHEARSAL_SHARE, LOOK_SHARE, VERIFICATION_SHARE = 0.5, 0.1, 0.6
+"""Of the time left, what rehearsals, a look into single batches, and then the proving of thresholds may take; remedies have
+the rest."""
 
 
 def analyze(
@@ -165,6 +167,7 @@ def _try(session: Session, rehearse: bool, verify: bool) -> None:
     with kept_on_interrupt(session):
         if rehearse:
             stages(session, "rehearsal", next_rehearsals, REHEARSAL_SHARE)
+            stages(session, "batch", next_looks, LOOK_SHARE)
         if verify:
             stages(session, "verification", next_candidates, VERIFICATION_SHARE)
             stages(session, "remedy", next_remedies, 1.0)

@@ -13,9 +13,11 @@ import numpy as np
 
 from gradscope.capture.loop import StepSeen
 from gradscope.capture.recorder import Recorder
+from gradscope.capture.samples import run_samples
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
 from gradscope.capture.trials import UNCHANGED, both, longer_warmup, run_trial, scaled_group, scaled_layer
+from gradscope.diagnosis.series import count
 from gradscope.runs.files import TRIALS_DIR
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
@@ -24,6 +26,9 @@ from gradscope.runs.writer import write_header
 
 if TYPE_CHECKING:
     from gradscope.workload.model import Workload
+
+LOOKS = {"sweep": run_sweep, "samples": run_samples}
+"""Trials that take no step."""
 
 Planner = Callable[[Run, float], tuple[Trial, ...]]
 
@@ -139,7 +144,7 @@ def stages(session: Session, name: str, planner: Planner, share: float) -> None:
             return
         steps = sum(len(trial.indexes) for trial in trials)
         names = ", ".join(trial.name for trial in trials)
-        session.watcher.say(f"{name}: {names}; {steps} steps, about {steps * session.step_s:.0f} s")
+        session.watcher.say(f"{name}: {names}; {count(steps, 'step')}, about {steps * session.step_s:.0f} s")
         for trial in trials:
             session.watcher.stage(f"{name} {trial.name}", len(trial.indexes))
             _play(session, trial)
@@ -160,8 +165,8 @@ def _note_left_out(session: Session, name: str, wanted: Iterable[Trial], kept: I
 
 def _play(session: Session, trial: Trial) -> None:
     where = (session.workload, session.snapshots[trial.start], trial, session.recorder)
-    if trial.kind == "sweep":
-        run_sweep(*where, on_step=session.watcher.step, deadline=session.ends_at)
+    if trial.kind in LOOKS:
+        LOOKS[trial.kind](*where, on_step=session.watcher.step, deadline=session.ends_at)
         return
     change = longer_warmup(trial.warm_up) if trial.warm_up else UNCHANGED
     if trial.layer:

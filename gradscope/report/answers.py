@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -25,6 +25,8 @@ TITLES = {
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
 FIRST = "GS101"
 """The rule that tells what was nonfinite first."""
+OUTLIER = "GS207"
+"""The rule that tells which sample of the data stands out."""
 ACCUSING = (FIRST, "GS302")
 """Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
@@ -93,14 +95,21 @@ def layer(report: Report) -> Answer:
     if rank and rank.severity != "info":
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
-    if outside := next((one for one in report.diagnosis.findings if one.code == FIRST and one.subject is None), None):
+    if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
+    if report.diagnosis.verdict.verdict == "exploding" and (broken := _found(report, OUTLIER)):
+        return Answer(question, "None stands out, but a sample does", _sentences((broken.message, broken.advice)))
     if not ranked:
         return Answer(question, "No layer was measured", ())
     if report.unranked:
         return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
     nearest = f"nearest to it is {visible(ranked[0].name)}" if ranked[0].component else ""
     return Answer(question, "None stands out", _sentences((nearest,)))
+
+
+def _found(report: Report, code: str) -> Finding | None:
+    """The first finding of a rule."""
+    return next((one for one in report.diagnosis.findings if one.code == code), None)
 
 
 def accused(report: Report) -> tuple[str, str, str] | None:

@@ -51,6 +51,12 @@ class IndexedBatches:
         chosen = self._order[index]
         return self._fetching.run(lambda: self._fetch(chosen), mixed(self._seed, index))
 
+    def places(self, index: int) -> list[int]:
+        """Their indexes, where these are whole numbers."""
+        chosen = self._order[index]
+        whole = isinstance(chosen, torch.Tensor | np.ndarray) and chosen.ndim == 1
+        return [int(one) for one in chosen] if whole else []
+
     def reach(self, index: int) -> bool:
         """True: any batch is fetched by its index."""
         return index >= 0
@@ -110,6 +116,11 @@ class StreamBatches:
         batch = self._used[index][0]
         self._trim()
         return copied(batch)
+
+    def places(self, index: int) -> list[int]:
+        """None: samples are drawn without an index."""
+        del index
+        return []
 
     def reach(self, index: int) -> bool:
         """Whether batch `index` is held, or drawing on to it stays within `HELD_BYTES` and `DRAWING_SECONDS`."""

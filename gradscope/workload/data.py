@@ -217,6 +217,9 @@ class _Paired:
     def reach(self, index: int) -> bool:
         return self.inner.reach(index)
 
+    def places(self, index: int) -> list[int]:
+        return self.inner.places(index)
+
 
 def _module(value: Any, reading: _Reading) -> tuple[Any, str]:
     """A Lightning DataModule, or anything with `train_dataloader()`."""

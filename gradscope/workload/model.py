@@ -31,6 +31,10 @@ class Batches(Protocol):
         """Whether `at(index)` can be had at a bearable cost in time and memory."""
         ...
 
+    def places(self, index: int) -> list[int]:
+        """Where in the data the samples of a batch are that was asked for before; empty where that is unknown."""
+        ...
+
 
 @dataclass
 class Workload:

@@ -67,3 +67,36 @@ def nbytes(batch: Any) -> int:
 
     mapped(batch, add)
     return total
+
+
+def rows(batch: Any) -> int:
+    """How many samples the batch has: the first dimension that all its tensors share; 0 where they share none."""
+    sizes = set()
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, torch.Tensor) and leaf.ndim:
+            sizes.add(len(leaf))
+
+    mapped(batch, look)
+    return sizes.pop() if len(sizes) == 1 and sizes != {1} else 0
+
+
+def row(batch: Any, place: int) -> Any:
+    """One sample of the batch, as a batch."""
+
+    def take(leaf: Any) -> Any:
+        return leaf[place : place + 1] if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf
+
+    return mapped(batch, take)
+
+
+def peak(batch: Any) -> float:
+    """The largest |value| of its floating-point tensors; NaN without one, and where one is NaN."""
+    found = []
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.numel():
+            found.append(leaf.abs().max().item())
+
+    mapped(batch, look)
+    return float(np.max(found)) if found else float("nan")

@@ -50,6 +50,11 @@ class SyntheticBatches:
         """True: any batch is made from its index."""
         return index >= 0
 
+    def places(self, index: int) -> list[int]:
+        """None: the samples are in no data."""
+        del index
+        return []
+
 
 def with_targets(batches: SyntheticBatches, output: torch.Tensor, criterion: Any) -> str:
     """Give the batches targets that suit a criterion, or normal numbers like the output; says which."""

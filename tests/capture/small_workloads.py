@@ -29,6 +29,9 @@ class Fixed:
     def reach(self, index: int) -> bool:
         return index < self.near
 
+    def places(self, index: int) -> list[int]:
+        return list(range(8 * index, 8 * index + 8)) if index < 100 else []
+
 
 def regression(generator: torch.Generator, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(8, width, generator=generator)

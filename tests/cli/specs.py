@@ -30,6 +30,13 @@ total_steps = 120
 batch_size = 16
 """
 
+OUTLIER = (
+    HEALTHY.replace("data = ", "X[77] *= 1e4\ndata = ")
+    .replace("(X @ torch.randn(6, 3)).argmax(1))", "X[:, :3].sin())\nloss = nn.MSELoss()")
+    .replace("SGD(model.parameters(), lr=0.1)", "Adam(model.parameters())")
+    .replace("nn.Tanh()", "nn.ReLU()")
+)
+
 EXPLODES_NOW = (
     HEALTHY.replace("nn.Tanh()", "nn.Identity()")
     .replace("lr=0.1", "lr=1e6")

@@ -47,6 +47,16 @@ def test_an_explosion_after_the_window_is_foreseen(here: Path, capsys: pytest.Ca
     assert load_run(find_run()).global_norm.max() < math.inf
 
 
+def test_the_sample_behind_a_spike_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.OUTLIER)
+    found = {finding["code"]: finding for finding in report["findings"]}
+    assert "sample 77 of the data stands out by itself" in found["GS207"]["message"]
+    run = load_run(find_run())
+    looked = [one for one in run.trials.values() if one.header.trial and one.header.trial.kind == "samples"]
+    assert all(one.header.trial and 77 in one.header.trial.samples for one in looked)
+    assert found["GS207"]["first_step"] in {one.header.trial.indexes[0] for one in looked if one.header.trial}
+
+
 def test_an_explosion_in_the_window_names_its_step(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = analyzed(here, capsys, specs.EXPLODES_NOW, "--quick")
     assert report["verdict"] == "exploding"

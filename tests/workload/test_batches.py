@@ -52,6 +52,14 @@ def test_a_loader_without_a_generator_follows_the_seed_alone() -> None:
     assert sorted(row for batch in first[:4] for row in batch) == ROWS.tolist()
 
 
+def test_the_samples_of_a_batch_have_their_places_in_the_data() -> None:
+    batches = loader_batches(DataLoader(TensorDataset(ROWS), batch_size=6, shuffle=True), 3)
+    assert ROWS[batches.at(4)[0].new_tensor(batches.places(4)).long()].tolist() == batches.at(4)[0].tolist()
+    single = loader_batches(DataLoader(TensorDataset(ROWS), batch_size=None), 3)
+    single.at(0)
+    assert single.places(0) == []
+
+
 def test_the_data_is_not_read_to_know_the_order() -> None:
     class Watched(Dataset[Any]):
         def __init__(self) -> None:

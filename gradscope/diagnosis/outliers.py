@@ -1,0 +1,107 @@
+"""Samples of the data that make a step stand out: which batches to take apart, and what was found in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.diagnosis.series import deviation, log10, median
+from gradscope.diagnosis.spikes import Spikes, ahead, in_window
+from gradscope.diagnosis.window import explosion
+from gradscope.runs.run import Floats, Run
+from gradscope.runs.schema import Trial
+
+FACTOR, Z, FLOOR, LEAST = 30.0, 6.0, 0.05, 4
+AHEAD = 10.0
+"""A rehearsal has many steps, so that some stand out in any: this far one must."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one sample has by itself: the value, and the median of the others in its batch."""
+
+    value: float
+    others: float
+
+    @property
+    def factor(self) -> float:
+        """How far it stands out."""
+        return self.value / self.others if self.others > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """The sample that stands out most in the batch at `step`: its row there, and its place in the data where known.
+
+    `sizes`: by name, each that stands out. `count`: how many of the `of` samples do.
+    """
+
+    step: int
+    row: int
+    sample: int | None
+    sizes: dict[str, Size]
+    count: int
+    of: int
+
+
+def next_looks(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
+    """Trials (kind samples) for the batches of the largest spike in the window and of the largest in a rehearsal.
+
+    An exploding window leaves a model that tells nothing, so that its batches are looked at with the model it began with.
+    """
+    seen = explosion(run)
+    steps = [_largest(in_window(run), 0.0), _largest(ahead(run), AHEAD), seen.first_step if seen else None]
+    start = "initial" if seen else "window"
+    chosen = dict.fromkeys(step for step in steps if step is not None)
+    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in chosen]
+    wanted = [look for look in looks if look.name not in run.trials]
+    return tuple(wanted if allowed > len(wanted) else wanted[: int(allowed)])
+
+
+def _largest(spikes: Spikes, least: float) -> int | None:
+    if not len(spikes.steps) or spikes.factors.max() < least:
+        return None
+    return int(spikes.steps[np.argmax(spikes.factors)])
+
+
+def outliers(run: Run) -> list[Outlier]:
+    """The sample that stands out most, of each batch that was taken apart and has one."""
+    looked = [(trial, made) for trial in run.trials.values() if (made := trial.header.trial) and made.kind == "samples"]
+    found = [_outlier(trial, made) for trial, made in looked if trial.header.ending.how == "finished"]
+    return sorted((one for one in found if one), key=lambda one: one.step)
+
+
+def _outlier(trial: Run, made: Trial) -> Outlier | None:
+    _, inputs = trial.probes.matrix("input_peak", ["input"])
+    measured = {
+        "loss": np.abs(trial.loss),
+        "gradient norm": trial.global_norm,
+        "largest value": inputs[:, 0] if len(inputs) == len(trial.loss) else np.full(len(trial.loss), np.nan),
+    }
+    found = {name: _beyond(values) for name, values in measured.items()}
+    far = np.any([beyond > 0 for beyond in found.values()], axis=0)
+    if not far.any():
+        return None
+    row = int(np.argmax(np.max(list(found.values()), axis=0)))
+    sizes = {
+        name: Size(float(measured[name][row]), median(measured[name][~far]))
+        for name, beyond in found.items()
+        if beyond[row] > 0
+    }
+    sample = made.samples[row] if made.samples else None
+    return Outlier(made.indexes[0], row, sample, sizes, int(far.sum()), len(far))
+
+
+def _beyond(values: Floats) -> Floats:
+    """(n,): the decades of those that stand out, 0 for the others.
+
+    In log10: z = (x − median) / (1.4826·MAD + .05) > 6, and more than 30 × the median; a value that is not finite always,
+    where others are.
+    """
+    logs, finite = log10(values), np.isfinite(values)
+    if np.isfinite(logs).sum() < LEAST:
+        return np.zeros(len(values))
+    distance = np.where(finite, np.nan_to_num(logs, nan=-np.inf) - median(logs), np.inf)
+    far = (distance > Z * (deviation(distance) + FLOOR)) & (distance > np.log10(FACTOR))
+    return np.where(far, distance, 0.0)
