@@ -52,6 +52,9 @@ class _Call:
     end: _Place | None = None
     open: bool = True
     normalised: bool = False
+    fed_normalised: float = NAN
+    """1 where a layer with a matrix reads from a norm of a residual stream, else 0; NaN for others and outside the graph."""
+    in_graph: bool = False
     taking: tuple[torch.Size, Edge] | None = None
     """The shape of the input that takes a gradient, and where that gradient arrives."""
     entries: set[Node] = field(default_factory=set)
@@ -94,6 +97,8 @@ class _Tape:
     calls: list[_Call] = field(default_factory=list)
     chains: dict[Node, tuple[_Call, ...]] = field(default_factory=dict)
     """Which calls' signal ends, for now, in the tensor that a node made."""
+    normed: dict[Node, bool] = field(default_factory=dict)
+    """Whether the tensor that a node made comes from a norm of a residual stream, not of one layer's output."""
     handles: list[Any] = field(default_factory=list)
     last: _Place = field(default_factory=_Place)
     last_tensor: torch.Tensor | None = None
@@ -115,6 +120,15 @@ class _Tape:
             if tensor.requires_grad:
                 self.watch(tensor, _keeps(self.last))
         return self.last
+
+    def normed_at(self, tensor: torch.Tensor) -> float:
+        """1 where `tensor` comes from a norm of a residual stream, else 0; NaN outside the graph."""
+        return NAN if tensor.grad_fn is None else float(only_source(tensor.grad_fn, self.normed) or False)
+
+    def pass_on(self, module: nn.Module, out: torch.Tensor, *, follows: bool) -> None:
+        """Note whether `out` comes from a norm that `follows` no single layer, if the module is one to say so."""
+        if _is_norm(module) or _has_matrix(module):
+            self.normed[out.grad_fn] = not (follows or _has_matrix(module))
 
     def _is_last(self, tensor: torch.Tensor) -> bool:
         return tensor is self.last_tensor and not tensor.is_inference() and tensor._version == self.last_version
@@ -147,9 +161,10 @@ class GainProbe:
     Emits, for each layer that ran: `in_rms`, `out_rms`, `grad_in_norm`, `grad_out_norm` (as the backward pass had them,
     a loss scale included), `forward_gain`, `backward_gain`; `forward_gain_with_activation` and
     `backward_gain_with_activation`, measured behind the activations and norms that follow the layer and take nothing but
-    its output, up to the next layer with a matrix; `normalised`, 1 where a norm is among them; and `forward_order`, the
-    layer's place in the forward pass. A layer called several times has the root mean square over its calls. On the first
-    sampled step also what `initial_scales` measures.
+    its output, up to the next layer with a matrix; `normalised`, 1 where a norm is among them; `fed_normalised`, of a layer
+    with a matrix, 1 where its input is a normalised residual stream; and `forward_order`, the layer's place in the forward
+    pass. A layer called several times has the root mean square over its calls. On the first sampled step also what
+    `initial_scales` measures.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -234,6 +249,7 @@ class _LayerHooks:
         for tensor in inputs[:1]:
             call.in_rms, call.in_numel = self._tape.size(tensor), tensor.numel()
             if _has_matrix(module):
+                call.fed_normalised = self._tape.normed_at(tensor)
                 self._tape.follow(tensor, call.in_numel, last=True)
         edges = [(tensor.shape, edge_of(tensor)) for tensor in inputs if tensor.requires_grad]
         call.taking, call.entries = (edges[0] if edges else None), {edge[0] for _, edge in edges}
@@ -245,12 +261,14 @@ class _LayerHooks:
             return
         out = outputs[0]
         call.out = self._tape.place(out)
+        call.in_graph = out.requires_grad
         before = (
             ()
             if _has_matrix(module)
             else self._tape.follow(out, call.in_numel, last=False, normalised=_is_norm(module))
         )
         if out.requires_grad:
+            self._tape.pass_on(module, out, follows=bool(before))
             self._tape.chains[out.grad_fn] = (*before, call)
             if call.taking is not None:
                 self._read_incoming(call, outputs, *call.taking)
@@ -273,6 +291,7 @@ def _between(tape: _Tape) -> Callable[..., None]:
         entered, out = next(float_tensors((args, kwargs)), None), next(float_tensors(output), None)
         if entered is not None and out is not None and out.grad_fn is not None:
             reached = tape.follow(out, entered.numel(), last=False, normalised=_is_norm(module))
+            tape.pass_on(module, out, follows=bool(reached))
             if reached:
                 tape.chains[out.grad_fn] = reached
 
@@ -317,7 +336,8 @@ _QUANTITIES: dict[str, Callable[[_Call], float]] = {
     "backward_gain": lambda call: _ratio(call.in_grad, call.out.grad),
     "forward_gain_with_activation": lambda call: _ratio(call.end.rms, call.in_rms) if call.end else NAN,
     "backward_gain_with_activation": lambda call: _ratio(call.in_grad, call.end.grad) if call.end else NAN,
-    "normalised": lambda call: float(call.normalised),
+    "normalised": lambda call: float(call.normalised) if call.in_graph else NAN,
+    "fed_normalised": lambda call: call.fed_normalised,
 }
 
 

@@ -150,14 +150,21 @@ def bias(seen: Setting) -> Excess:
 
 
 def without_norm(seen: Setting) -> Bools:
-    """(L,): no norm follows, though one follows three quarters of its three or more siblings.
+    """(L,): no norm follows, though one follows three quarters of its three or more siblings, the layers of its kind; or the
+    residual stream reaches it without a norm, though it is normalised for as many with its name in other blocks
+    (`blocks.*.fc1`).
 
-    The first and the last layer of a kind are none, and no siblings without a norm: many a recipe leaves them bare.
+    The first and the last of them are none, and no siblings without a norm: many a recipe leaves them bare.
     """
-    normalised = np.where(seen.matrix, seen.at_first("normalised"), np.nan)
+    names = np.array([re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name) for layer in seen.run.layers], str)
+    behind = _bare(seen, np.where(seen.matrix, seen.at_first("normalised"), np.nan), seen.kinds)
+    return behind | _bare(seen, seen.at_first("fed_normalised"), names)
+
+
+def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_]) -> Bools:
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
-    for group in seen.groups(np.isfinite(normalised), seen.kinds):
+    for group in seen.groups(np.isfinite(normalised), key):
         inner = (order[group] > order[group].min()) & (order[group] < order[group].max())
         siblings = group[inner | (normalised[group] == 1)]
         for place in group[inner & (normalised[group] == 0)]:

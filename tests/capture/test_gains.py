@@ -622,3 +622,41 @@ def test_a_gradient_that_is_spread_is_gathered_to_the_shape_of_the_input() -> No
     rows, _ = measured(model, x)
     (expected,) = torch.autograd.grad(scalar(model(x)), x)
     assert rows["grad_in_norm"][""] == pytest.approx(float(expected.norm()))
+
+
+class Stream(nn.Module):
+    """A residual block with its norm in front (`pre`) or behind the sum; without one where `bare`."""
+
+    def __init__(self, pre: bool, bare: bool) -> None:
+        super().__init__()
+        self.pre = pre
+        self.norm = nn.Identity() if bare else nn.LayerNorm(6, elementwise_affine=pre)
+        self.fc1, self.fc2 = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = self.norm(x) if self.pre else x
+        x = x + self.fc2(torch.relu(self.fc1(inside)))
+        return x if self.pre else self.norm(x)
+
+
+@pytest.mark.parametrize("pre", [True, False])
+def test_what_reads_a_normalised_residual_stream(pre: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), *(Stream(pre, bare=i == 2) for i in range(4)))
+    rows, _ = measured(model, torch.randn(8, 6))
+    fed = (2, 4) if pre else (2, 3)  # the first block reads one layer's output; the bare one is the third
+    assert rows["fed_normalised"] == {f"{i}.fc{k}": float(k == 1 and i in fed) for i in range(1, 5) for k in (1, 2)}
+
+
+def test_a_norm_of_one_layers_output_is_no_normalised_stream_and_no_graph_is_unknown() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 6))
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    rows, _ = measured(model, torch.randn(8, 6))
+    assert rows["fed_normalised"] == {"3": 0}
+    assert rows["normalised"] == {"2": 0, "3": 0}
+    model.requires_grad_(True)
+    rows, _ = measured(model, torch.randn(8, 6))
+    assert rows["fed_normalised"] == {"2": 0, "3": 0}
+    assert rows["normalised"] == {"0": 1, "1": 0, "2": 0, "3": 0}

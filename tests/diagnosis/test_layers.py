@@ -225,6 +225,17 @@ def test_a_missing_normalisation_is_told_beside_another_cause(tmp_path):
     assert first.message == "fc3 starts with weights 10 × its peers'; no normalisation here, unlike its siblings."
 
 
+def test_a_block_whose_stream_is_not_normalised_is_named_among_its_like(tmp_path):
+    names = [f"blocks.{i}.{leaf}" for i in range(6) for leaf in ("fc1", "fc2")]
+    parameters = tuple(p for i, name in enumerate(names) for p in linear(name, i))
+    flags = [0.0 if name == "blocks.3.fc1" or name.endswith("fc2") else 1.0 for name in names]
+    first, second = rank_layers(
+        run_with(tmp_path, parameters, scales_of(parameters), (0, "fed_normalised", names, flags))
+    )[:2]
+    assert (first.name, first.component, first.level) == ("blocks.3.fc1", "missing normalisation", "medium")
+    assert second.level == "low"
+
+
 def test_first_and_last_layer_without_a_norm_hide_no_missing_one(tmp_path):
     names, flags = [f"fc{i}" for i in range(8)], [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
     forward = [1.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0]
