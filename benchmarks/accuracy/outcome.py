@@ -54,9 +54,9 @@ def load(name: str, factor: float = 1.0) -> Loaded:
     return build(scaled(found, factor))
 
 
-def train(name: str, max_norm: float | None = None, policy: object = None) -> Outcome:
-    """Train the case to its horizon. `policy`: a function of the norms so far (pre-clip) to a threshold, or None."""
-    case = load(name)
+def train(name: str, max_norm: float | None = None, policy: object = None, factor: float = 1.0) -> Outcome:
+    """Train the case, its loss multiplied, to its horizon. `policy`: a function of the norms so far to a threshold."""
+    case = load(name, factor)
     parameters = [p for p in case.model.parameters() if p.requires_grad]
     losses: list[float] = []
     norms: list[float] = []
