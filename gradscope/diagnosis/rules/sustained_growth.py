@@ -7,8 +7,8 @@ Why it matters
     answers to the rising rate.
 How it decides
     The usable steps are cut into 10 equal parts. Fires when at least 8 of the 9 changes between the medians of neighbouring
-    parts are upward and the last median is more than 10 × the first. Units: multiples of the run's own beginning. At
-    least 20 steps.
+    parts are upward and the last median is more than 10 × the first; an information where the plan held in its
+    rehearsals. Units: multiples of the run's own beginning. At least 20 steps.
 Known problems
     Growth in a window hardly foresees an explosion (AUROC .55 over 673 small trainings): it is a hint, not a verdict. Norms
     read after clipping cannot show it.
@@ -27,6 +27,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding, number, pre_clip_norms
+from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS202", "sustained-growth"
@@ -53,14 +54,17 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     factor = float(medians[-1] / medians[0])
     if rises < settings.rises or not factor > settings.factor:
         return
+    held = bool(run.trials) and judge(run).verdict == "stable"
     per_step = factor ** (1 / (len(norms) * (1 - 1 / settings.parts)))
     yield finding(
         CODE,
         NAME,
-        "warning",
+        "info" if held else "warning",
         f"The gradient norm (pre-clip) rose {number(factor)}-fold over {len(norms)} steps, "
         f"from {number(medians[0])} to {number(medians[-1])}: {100 * (per_step - 1):.2g} % a step.",
-        "Watch whether the loss still falls; rehearse the plan, since growth alone does not say how it ends.",
+        "The plan held in its rehearsals all the same: nothing to do."
+        if held
+        else "Watch whether the loss still falls; rehearse the plan, since growth alone does not say how it ends.",
         steps=(int(steps[0]), int(steps[-1])),
         value=factor,
         limit=settings.factor,

@@ -3,10 +3,14 @@ import pytest
 
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules import already_exploding, spike, sustained_growth
+from gradscope.runs.schema import Ending, Plan
 from tests.builders import make_run
+from tests.diagnosis.test_verdict import rehearsal
 
 NAN, INF = float("nan"), float("inf")
 SMOOTH = np.exp(np.random.default_rng(0).normal(0, 0.2, 60))
+HELD = ([1.0] * 80, [100.0] * 80)
+FAILED = (np.linspace(1.0, 100.0, 80), np.full(80, 1e4))
 SCALES = [1e-18, 1.0, 1e18]
 
 
@@ -47,6 +51,14 @@ def test_growth_is_silent_at_its_limit_and_on_a_jump(tmp_path):
     (over,) = sustained_growth.check(make_run(tmp_path, np.repeat(np.linspace(1.0, 10.1, 10), 2)))
     assert over.value == pytest.approx(10.1)
     assert list(sustained_growth.check(make_run(tmp_path, [1.0] * 25 + [1000.0] * 25))) == []
+
+
+@pytest.mark.parametrize(("outcome", "severity"), [(HELD, "info"), (FAILED, "warning")])
+def test_growth_that_a_rehearsal_held_is_an_information(tmp_path, outcome, severity):
+    trials = {"x1": (rehearsal(indexes=tuple(range(50, 130))), *outcome, Ending("finished", 80))}
+    (finding,) = sustained_growth.check(make_run(tmp_path, np.logspace(0, 2, 50), plan=Plan(130), trials=trials))
+    assert finding.severity == severity
+    assert ("held in its rehearsals" in finding.advice) == (severity == "info")
 
 
 def test_growth_looks_past_nonfinite_norms(tmp_path):
