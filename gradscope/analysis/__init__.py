@@ -37,9 +37,8 @@ __all__ = ["analyze", "verify_run"]
 
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
-REHEARSAL_SHARE, LOOK_SHARE, VERIFICATION_SHARE = 0.5, 0.1, 0.6
-"""Of the time left, what rehearsals, a look into single batches, and then the proving of thresholds may take; remedies have
-the rest."""
+REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
+"""Of the time left, what rehearsals and then the proving of thresholds may take; remedies have the rest."""
 
 
 def analyze(
@@ -167,7 +166,7 @@ def _try(session: Session, rehearse: bool, verify: bool) -> None:
     with kept_on_interrupt(session):
         if rehearse:
             stages(session, "rehearsal", next_rehearsals, REHEARSAL_SHARE)
-            stages(session, "batch", next_looks, LOOK_SHARE)
+            stages(session, "batch", next_looks, 1.0)
         if verify:
             stages(session, "verification", next_candidates, VERIFICATION_SHARE)
             stages(session, "remedy", next_remedies, 1.0)

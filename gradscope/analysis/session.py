@@ -27,8 +27,8 @@ from gradscope.runs.writer import write_header
 if TYPE_CHECKING:
     from gradscope.workload.model import Workload
 
-LOOKS = {"sweep": run_sweep, "samples": run_samples}
-"""Trials that take no step."""
+LOOK_SHARE = 0.1
+"""Of the time left, what a look into one batch may take."""
 
 Planner = Callable[[Run, float], tuple[Trial, ...]]
 
@@ -165,8 +165,14 @@ def _note_left_out(session: Session, name: str, wanted: Iterable[Trial], kept: I
 
 def _play(session: Session, trial: Trial) -> None:
     where = (session.workload, session.snapshots[trial.start], trial, session.recorder)
-    if trial.kind in LOOKS:
-        LOOKS[trial.kind](*where, on_step=session.watcher.step, deadline=session.ends_at)
+    if trial.kind == "sweep":
+        run_sweep(*where, on_step=session.watcher.step, deadline=session.ends_at)
+        return
+    if trial.kind == "samples":
+        now = time.monotonic()
+        deadline = now + LOOK_SHARE * (session.ends_at - now)
+        if run_samples(*where, on_step=session.watcher.step, deadline=deadline).how == "interrupted":
+            session.note(f"The batch of step {trial.indexes[0]} was not looked at sample by sample, for the budget.")
         return
     change = longer_warmup(trial.warm_up) if trial.warm_up else UNCHANGED
     if trial.layer:

@@ -57,6 +57,15 @@ def test_the_sample_behind_a_spike_is_named(here: Path, capsys: pytest.CaptureFi
     assert found["GS207"]["first_step"] in {one.header.trial.indexes[0] for one in looked if one.header.trial}
 
 
+def test_a_batch_that_takes_too_long_to_look_into_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradscope.analysis.session.LOOK_SHARE", 0.0)
+    report = analyzed(here, capsys, specs.OUTLIER)
+    assert "GS207" not in {finding["code"] for finding in report["findings"]}
+    assert any("was not looked at sample by sample, for the budget" in one for one in report["caveats"])
+
+
 def test_an_explosion_in_the_window_names_its_step(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = analyzed(here, capsys, specs.EXPLODES_NOW, "--quick")
     assert report["verdict"] == "exploding"
