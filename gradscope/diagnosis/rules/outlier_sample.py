@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.outliers import FACTOR, Outlier, outliers
 from gradscope.diagnosis.series import finding, number
@@ -51,7 +53,8 @@ def check(run: Run) -> Iterator[Finding]:
 
 def _sizes(one: Outlier) -> str:
     """`loss 3.4e+07 (others: 0.708), gradient norm …`."""
-    parts = [f"{name} {number(size.value)} (others: {number(size.others)})" for name, size in one.sizes.items()]
+    values = {name: number(size.value) if np.isfinite(size.value) else "not finite" for name, size in one.sizes.items()}
+    parts = [f"{name} {values[name]} (others: {number(size.others)})" for name, size in one.sizes.items()]
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 

@@ -7,7 +7,7 @@ from gradscope.diagnosis.outliers import next_looks
 from gradscope.diagnosis.rules import outlier_sample
 from gradscope.report.answers import layer
 from gradscope.report.build import build_report
-from gradscope.runs.schema import Ending, Plan, Trial
+from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
 from tests.diagnosis.test_verdict import rehearsal
 
@@ -59,7 +59,7 @@ def test_a_negative_loss_counts_by_its_size_and_one_that_is_not_finite_always(tm
     losses = NOISE.copy()
     losses[7] = NAN
     (finding,) = outlier_sample.check(run_with(tmp_path / "nan", losses))
-    assert "sample 107" in finding.message
+    assert "sample 107 of the data stands out by itself: loss not finite (others: " in finding.message
     assert finding.value is None
 
 
@@ -83,9 +83,12 @@ def test_a_look_that_was_not_finished_is_silent(tmp_path):
     assert list(outlier_sample.check(run)) == []
 
 
-def test_an_explosion_without_a_layer_that_stands_out_is_told_with_its_sample(tmp_path):
+@pytest.mark.parametrize("offender", [None, Offender(45, None, None, "loss")])
+def test_an_explosion_without_a_layer_that_stands_out_is_told_with_its_sample(tmp_path, offender):
     window = [1.0] * 40 + [1e9] * 10
-    run = run_with(tmp_path, raised(1e6, 5), window=window, loss=[1.0] * 40 + [1e9] * 10)
+    run = run_with(
+        tmp_path, raised(1e6, 5), window=window, loss=[1.0] * 40 + [1e9] * 5 + [INF] * 5, first_nonfinite=offender
+    )
     answer = layer(build_report(run))
     assert answer.answer == "None stands out, but a sample does"
     assert "sample 105 of the data" in answer.details[0]
