@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import deviation, log10, median
-from gradscope.diagnosis.spikes import Spikes, ahead, in_window
+from gradscope.diagnosis.spikes import suspects
 from gradscope.diagnosis.window import explosion
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
 FACTOR, Z, FLOOR, LEAST = 30.0, 6.0, 0.05, 4
-AHEAD = 10.0
-"""A rehearsal has many steps, so that some stand out in any: this far one must."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,14 @@ class Outlier:
 
 
 def next_looks(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
-    """Trials (kind samples) for the batches of the largest spike in the window and of the largest in a rehearsal.
+    """Trials (kind samples) for the batches that may be to blame for a spike or an explosion.
 
     An exploding window leaves a model that tells nothing, so that its batches are looked at with the model it began with.
     """
-    seen = explosion(run)
-    steps = [_largest(in_window(run), 0.0), _largest(ahead(run), AHEAD), seen.first_step if seen else None]
-    start = "initial" if seen else "window"
-    chosen = dict.fromkeys(step for step in steps if step is not None)
-    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in chosen]
+    start = "initial" if explosion(run) else "window"
+    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in suspects(run)]
     wanted = [look for look in looks if look.name not in run.trials]
     return tuple(wanted if allowed > len(wanted) else wanted[: int(allowed)])
-
-
-def _largest(spikes: Spikes, least: float) -> int | None:
-    if not len(spikes.steps) or spikes.factors.max() < least:
-        return None
-    return int(spikes.steps[np.argmax(spikes.factors)])
 
 
 def outliers(run: Run) -> list[Outlier]:

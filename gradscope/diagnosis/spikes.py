@@ -8,11 +8,14 @@ import numpy as np
 
 from gradscope.diagnosis.rehearsals import planned, rehearsed
 from gradscope.diagnosis.series import Bools, Indexes, deviation, median, running_median, unscaled_norms, usable
+from gradscope.diagnosis.window import explosion
 from gradscope.runs.run import Floats, Run
 
 WIDTH, NEAR, LEAST, FIRST = 50, 11, 10, 3
 FACTOR, Z, FLOOR = 3.0, 6.0, 0.05
 LONGEST = 5
+AHEAD = 10.0
+"""A rehearsal has many steps, so that some stand out in any: this far one must."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Spikes:
         return self.norms / self.before
 
 
-def spikes_of(steps: Indexes, norms: Floats) -> Spikes:
-    """The steps, at most 5 in a row, whose norm is far above those before it, whatever the norms' trend.
+def spikes_of(steps: Indexes, norms: Floats, longest: float = LONGEST) -> Spikes:
+    """The steps, at most `longest` in a row, whose norm is far above those before it, whatever the norms' trend.
 
     In log10: a step's distance d from the median of up to 11 steps before it, held against up to 50 such distances before,
     must have z = (d − median) / (1.4826·MAD + .05) > 6, and d be above log10(3). At least 10 steps must come before. 11 of
@@ -45,33 +48,45 @@ def spikes_of(steps: Indexes, norms: Floats) -> Spikes:
             others = distance[max(FIRST, i - WIDTH) : i]
             center = median(others)
             far[i] = (distance[i] - center) / (deviation(others - center) + FLOOR) > Z
-    rows = np.flatnonzero(_short(far))
+    rows = np.flatnonzero(_short(far, longest))
     return Spikes(steps[rows], norms[rows], 10 ** near[rows])
 
 
-def _short(far: Bools) -> Bools:
-    """`far` without its unbroken stretches longer than a spike."""
+def _short(far: Bools, longest: float) -> Bools:
+    """`far` without its longer unbroken stretches."""
     edges: Indexes = np.flatnonzero(np.diff(np.concatenate([[0], far.astype(np.int8), [0]])))
     kept = far.copy()
     for begin, end in edges.reshape(-1, 2):
-        kept[begin:end] = end - begin <= LONGEST
+        kept[begin:end] = end - begin <= longest
     return kept
 
 
-def in_window(run: Run) -> Spikes:
-    """Those of the recorded steps."""
+def suspects(run: Run) -> list[int]:
+    """Steps of the plan whose batches may be to blame: the largest spike of the window and of the longest rehearsal at the
+    planned learning rate, or where these explode, what first stands out there and what is nonfinite first.
+    """
+    seen, near = explosion(run), planned(rehearsed(run))
+    if seen:
+        return list(dict.fromkeys([seen.first_step, *_first(run, run.step), *_largest(run, run.step, FACTOR)]))
+    found = _largest(run, run.step, FACTOR)
+    if near:
+        one = max(near, key=lambda one: one.length)
+        trial = run.trials[one.name]
+        assert trial.header.trial is not None
+        steps = np.asarray(trial.header.trial.indexes, np.int64)[: len(trial.step)]
+        found += _first(trial, steps) if one.failed else _largest(trial, steps, AHEAD)
+    return list(dict.fromkeys(found))
+
+
+def _largest(run: Run, steps: Indexes, least: float) -> list[int]:
     keep = usable(run)
-    return spikes_of(run.step[keep], unscaled_norms(run)[keep])
+    spikes = spikes_of(steps[keep], unscaled_norms(run)[keep])
+    high = len(spikes.steps) > 0 and spikes.factors.max() >= least
+    return [int(spikes.steps[np.argmax(spikes.factors)])] if high else []
 
 
-def ahead(run: Run) -> Spikes:
-    """Those of the longest rehearsal at the planned learning rate that held."""
-    held = [one for one in planned(rehearsed(run)) if not one.failed]
-    if not held:
-        return spikes_of(run.step[:0], run.global_norm[:0])
-    trial = run.trials[max(held, key=lambda one: one.steps).name]
-    made = trial.header.trial
-    assert made is not None
-    keep = usable(trial)
-    steps = np.asarray(made.indexes, np.int64)[: len(keep)]
-    return spikes_of(steps[keep], unscaled_norms(trial)[keep])
+def _first(run: Run, steps: Indexes) -> list[int]:
+    keep = usable(run)
+    far = spikes_of(steps[keep], unscaled_norms(run)[keep], np.inf).steps[:1]
+    nonfinite = steps[~(np.isfinite(run.loss) & np.isfinite(run.global_norm))][:1]
+    return [int(step) for step in (*far, *nonfinite)]

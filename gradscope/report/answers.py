@@ -95,7 +95,7 @@ def layer(report: Report) -> Answer:
     if rank and rank.severity != "info":
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
-    if report.diagnosis.verdict.verdict == "exploding" and (broken := _found(report, OUTLIER)):
+    if report.diagnosis.verdict.verdict in ("exploding", "will-explode") and (broken := _found(report, OUTLIER)):
         return Answer(question, "None stands out, but a sample does", _sentences((broken.message, broken.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))

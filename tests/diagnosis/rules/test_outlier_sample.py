@@ -121,3 +121,14 @@ def test_what_was_looked_at_is_not_asked_for_again(tmp_path):
 def test_an_explosion_is_looked_at_with_the_model_it_began_with(tmp_path):
     (look,) = next_looks(make_run(tmp_path, [1.0] * 30 + [NAN], loss=[1.0] * 30 + [INF]))
     assert (look.indexes, look.start) == ((30,), "initial")
+
+
+def test_a_rehearsal_that_fails_is_looked_at_where_it_begins_to(tmp_path):
+    norms, losses = np.full(60, 1.0), np.full(60, 1.0)
+    norms[30:], losses[40:] = np.logspace(2, 6, 30), np.logspace(1, 5, 20)
+    norms[-1] = losses[-1] = INF
+    failed = rehearsal(indexes=tuple(range(50, 150))), losses, norms, Ending("nonfinite", 59)
+    run = make_run(tmp_path, np.ones(50), plan=Plan(150), trials={"x1": failed})
+    looks = next_looks(run)
+    assert [look.indexes for look in looks] == [(80,), (109,)]
+    assert {look.start for look in looks} == {"window"}
