@@ -349,8 +349,12 @@ def _with_gradients(tensors: Sequence[torch.Tensor]) -> list[int]:
 
 def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> Numbers:
     """The learning rates of all their groups; does not wait for a device."""
-    rates = [group["lr"] for one in optimizers for group in one.param_groups if "lr" in group]
-    return gathered(rates) if rates else ()
+    return gathered([rate for one in optimizers for rate in learning_rates(one)])
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Of each of its groups: a number, or a tensor that a scheduler may change."""
+    return [group["lr"] for group in optimizer.param_groups if "lr" in group]
 
 
 def _ending(error: BaseException | None, step: int) -> Ending | None:

@@ -16,11 +16,11 @@ from gradscope.runs import events
 MOST = 1000
 """Notes of one kind after which no more are taken, so that the file stays bounded."""
 
-Note = Callable[[str, str, float], None]
+Note = Callable[[str, str, float, int], None]
 
 
 class OrderNotes:
-    """What happened since the last step of one training. `note(event, subject, value)` writes a note."""
+    """What happened since the last step of one training. `note(event, subject, value, back)` notes it, `back` steps ago."""
 
     def __init__(self, note: Note) -> None:
         self._note, self._taken = note, Counter[str]()
@@ -30,6 +30,7 @@ class OrderNotes:
         self._parts: list[tuple[int, int, int]] = []
         self._known: dict[tuple[int, int, int], set[int]] = {}
         self._complete: set[tuple[Any, ...]] = set()
+        self._whole: set[tuple[int, int, int]] = set()
 
     def backward(self) -> None:
         """Gradients were computed."""
@@ -42,7 +43,7 @@ class OrderNotes:
         """The training is about to clip at `limit`. `scale`: what its gradients are still multiplied by."""
         if self.micro_step == 0:
             late = self._stepped and not sentinels.gone
-            self.take(events.CLIP_AFTER_STEP if late else events.CLIP_BEFORE_BACKWARD, "", limit)
+            self.take(events.CLIP_AFTER_STEP if late else events.CLIP_BEFORE_BACKWARD, "", limit, back=int(late))
         else:
             self._clipped_at = (self.micro_step - 1, limit)
         if scale != 1.0:
@@ -58,6 +59,18 @@ class OrderNotes:
         self._parts.append(key)
         if key not in self._known:
             self._known[key] = {id(one) for one in clipped}
+
+    def covers_all(self, live: Callable[[], set[int]]) -> bool:
+        """Whether the clipping calls of this step all have the same gradients, and those are all that are `live`."""
+        parts = set(self._parts)
+        if len(parts) == 1 and not parts <= self._whole and live() <= self.clipped:
+            self._whole |= parts
+        return len(parts) == 1 and parts <= self._whole
+
+    def note_parts(self) -> None:
+        """The step is about to be written: note that it was clipped in several parts."""
+        if (parts := len(set(self._parts))) > 1:
+            self.take(events.CLIP_PARTS, "", parts)
 
     @property
     def clipped(self) -> set[int]:
@@ -86,8 +99,8 @@ class OrderNotes:
         self.micro_step, self._clipped_at, self._stepped = 0, None, True
         self._parts = []
 
-    def take(self, event: str, subject: str, value: float) -> None:
+    def take(self, event: str, subject: str, value: float, *, back: int = 0) -> None:
         """Write one note, unless there are very many of its kind already."""
         self._taken[event] += 1
         if self._taken[event] <= MOST:
-            self._note(event, subject, value)
+            self._note(event, subject, value, back)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -144,8 +146,23 @@ class _AfterTorch:
 
 
 def _names(code: CodeType | None) -> frozenset[str]:
-    """Every name that a program's own file mentions."""
+    """Every name that a program's own file mentions, without those that it gives to something of its own."""
     if code is None:
         return frozenset()
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return frozenset(code.co_names).union(*inner)
+    blocks = [code]
+    for block in blocks:
+        blocks += [constant for constant in block.co_consts if isinstance(constant, CodeType)]
+    mentioned = {name for block in blocks for name in block.co_names}
+    return frozenset(mentioned.difference(*map(_own, blocks)))
+
+
+def _own(code: CodeType) -> set[str]:
+    """The names of a block of code, of its arguments, and of what it assigns other than by an import."""
+    steps = list(dis.get_instructions(code))
+    imported = ("IMPORT_FROM", "IMPORT_NAME")
+    stored = {
+        str(step.argval)
+        for before, step in itertools.pairwise(steps)
+        if step.opname.startswith("STORE_") and before.opname not in imported
+    }
+    return stored | {code.co_name, *code.co_varnames}

@@ -51,11 +51,14 @@ class Sentinels:
         """Changes when any of them is written to, replaced or removed."""
         return mark(self._chosen.values())
 
+    def spared(self, before: Mark, now: Mark) -> bool:
+        """Whether none of them was written to between two marks of all parameters."""
+        return bool(before) and all(before[i] == now[i] for i in self._chosen)
+
     @property
     def gone(self) -> bool:
-        """Whether none of them has a gradient, or each is zero."""
-        grads = [tensor.grad for tensor in self._chosen.values()]
-        return all(grad is None or (grad.is_cpu and not bool(grad.any())) for grad in grads)
+        """Whether no parameter has a gradient, or each is zero."""
+        return _zero(self._chosen.values()) and _zero(self._tensors)
 
     def norms(self) -> dict[int, float]:
         """Their norms by index; empty where reading them would wait for a device."""
@@ -64,6 +67,11 @@ class Sentinels:
             if (grad := tensor.grad) is not None and grad.is_cpu and grad.numel() <= SMALL:
                 found[i] = l2(grad)
         return found
+
+
+def _zero(tensors: Iterable[torch.Tensor]) -> bool:
+    grads = (tensor.grad for tensor in tensors)
+    return all(grad is None or (grad.is_cpu and not bool(grad.any())) for grad in grads)
 
 
 def mark(tensors: Iterable[torch.Tensor]) -> Mark:

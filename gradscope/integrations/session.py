@@ -122,6 +122,9 @@ class Session:
         fresh = {id(one) for one, mark in free if mark != mark_of(one)}
         if fresh or not (free or any(received)):
             self._loose.append((loss, scale, self.batch))
+        if not (fresh or any(received)):
+            for track in self.tracks:
+                track.doubt()
         if fresh:
             self._fresh |= fresh
             self._begin_track()
@@ -140,9 +143,7 @@ class Session:
         if not tracks and self._begin_track(tensors):
             tracks = self._owners(tensors)
         for track in tracks:
-            track.forget_stale()
-            track.order.clip(limit, track.sentinels, track.scale, raises)
-            track.order.covers(tensors)
+            track.before_clip(tensors, limit, raises)
         return tracks
 
     @guarded
@@ -221,7 +222,7 @@ class Session:
     def scheduled(self, optimizer: torch.optim.Optimizer) -> None:
         """A learning-rate scheduler of `optimizer` moved on."""
         if track := self._known(optimizer):
-            track.order.schedule()
+            track.scheduled(optimizer)
 
     def track_of(self, optimizer: torch.optim.Optimizer, *, begin: bool = True) -> Track | None:
         """The training that `optimizer` belongs to; a new one where it holds parameters that none knows."""
@@ -252,7 +253,7 @@ class Session:
         for track in self.tracks:
             try:
                 if unreached:
-                    track.order.take(events.CLIP_UNREACHED, unreached[0], 0.0)
+                    track.order.take(events.CLIP_UNREACHED, unreached[0], 0.0, back=1)
                 self._close(track, ending)
             except Exception as error:
                 self.disarm(f"{type(error).__name__}: {error}")
@@ -307,7 +308,7 @@ class Session:
             models_of(parameters, elsewhere),
             holders,
             directory=self._new_directory(),
-            header=dataclasses.replace(self.header, world_size=world_size()),
+            header=dataclasses.replace(self.header, name=self._name(), world_size=world_size()),
             every=self.every,
             max_rows=self.max_rows,
         )
@@ -383,5 +384,7 @@ class Session:
     def _new_directory(self) -> Path | None:
         if rank() != 0:
             return None
-        name = self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"
-        return new_run_directory(name, self.root)
+        return new_run_directory(self._name(), self.root)
+
+    def _name(self) -> str:
+        return self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"

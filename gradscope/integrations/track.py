@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from gradscope.capture.later import Number
-from gradscope.capture.recorder import Reading, Recorder, rates_of
+from gradscope.capture.later import Number, gathered
+from gradscope.capture.recorder import Reading, Recorder, learning_rates
 from gradscope.integrations.holdings import held
 from gradscope.integrations.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
@@ -34,7 +35,7 @@ class Track:
         self.recorder = recorder
         self._references: list[weakref.ref[torch.optim.Optimizer]] = []
         self.parameters = {id(tensor): i for i, tensor in enumerate(recorder.tensors)}
-        self.order = OrderNotes(lambda event, subject, value: recorder.probe(event, [subject], [value]))
+        self.order = OrderNotes(self._note)
         self.sentinels = Sentinels(recorder.tensors, recorder.header.parameters)
         self.scale: Number = 1.0
         self.loss_scale: Number | None = None
@@ -46,12 +47,19 @@ class Track:
         self._before: Mark = ()
         self._after: Mark = ()
         self._marks: Mark = ()
+        self._at_end: Mark = ()
+        self._wide, self._apart = True, False
+        self._stale = self._kept = False
+        self._rates: dict[int, list[Any]] = {}
         self._norms_after: dict[int, float] = {}
         self._clipped = self._clips = self._looked = False
         self._stepped: set[int] = set()
         self._hooked = False
         self._spare: list[int] = []
         self._origin: Origin | None = None
+
+    def _note(self, event: str, subject: str, value: float, back: int) -> None:
+        self.recorder.probe(event, [subject], [value], step=max(0, self.recorder.step - back))
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -91,7 +99,7 @@ class Track:
         self.sentinels = Sentinels(self.recorder.tensors, self.recorder.header.parameters, live)
         self.order.micro_step, self._usual_micro_steps = other.order.micro_step, other._usual_micro_steps
         self._stepped, self._hooked, self._reads_after_backward = other._stepped, True, other._reads_after_backward
-        self._clips, self._limit_by_hand = other._clips, other._limit_by_hand
+        self._clips, self._limit_by_hand, self._apart = other._clips, other._limit_by_hand, other._apart
 
     def before_backward(self) -> None:
         """Gradients are about to be computed, perhaps of this training."""
@@ -101,7 +109,9 @@ class Track:
             self.finish_step()
         elif self.order.micro_step and self.sentinels.gone:
             self._abandon()
-        self._before = self.sentinels.mark()
+        self._before = self._mark()
+        same = self._hooked and any(self._before) and self._before == self._at_end
+        self._stale = same and not self.order.micro_step and not self.sentinels.gone
 
     def blame(self, origin: Broken | None) -> None:
         """What was nonfinite first in this backward pass, None where that is unknown."""
@@ -112,8 +122,11 @@ class Track:
 
         `loss`: None where it is unknown.
         """
-        if self.inside_closure or (now := self.sentinels.mark()) == self._before:
+        if self.inside_closure or (now := self._mark()) == self._before:
             return False
+        if not self.order.micro_step:
+            self._kept = self._stale
+        self._apart = self._apart or (self._wide and self.sentinels.spared(self._before, now))
         self._after = now
         self.order.backward()
         self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
@@ -129,6 +142,17 @@ class Track:
                 if not reads:
                     self._norms_after = self._norms_of_sentinels()
         return True
+
+    def doubt(self) -> None:
+        """Gradients were computed that the sentinels saw nothing of, perhaps here: all are watched, and read again."""
+        if not (self.inside_closure or self._wide):
+            self._wide = self._apart = True
+            self._after = self._mark()
+            self.recorder.take(None)
+
+    def _mark(self) -> Mark:
+        """Changes when a gradient is written to: any, at first and where some backward pass spares the sentinels."""
+        return mark(self.recorder.tensors) if self._wide else self.sentinels.mark()
 
     def _measure(self) -> Reading:
         return self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
@@ -148,8 +172,17 @@ class Track:
 
     def forget_stale(self) -> None:
         """Forget a reading of this step if the script has changed the gradients since, other than by clipping."""
-        if self.recorder.reading is not None and not self._clipped and self.sentinels.mark() != self._after:
+        if self.recorder.reading is not None and not self._clipped and self._mark() != self._after:
             self.recorder.take(None)
+
+    def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> None:
+        """The script is about to clip the gradients of `tensors`, which it set itself if no backward pass made them."""
+        self.forget_stale()
+        if not self.order.micro_step and self._mark() != self._at_end and not self.sentinels.gone:
+            self.order.backward()
+            self._after = self._mark()
+        self.order.clip(limit, self.sentinels, self.scale, raises)
+        self.order.covers(tensors)
 
     def read(self, limit: float = math.nan) -> Reading | None:
         """Read the gradients now, unless that was done since the last backward, and note the threshold."""
@@ -165,9 +198,20 @@ class Track:
         """A function of torch has clipped the gradients."""
         self._clipped = self._clips = True
         self._reads_after_backward = False
-        reading = self.recorder.reading
-        if self.loss_scale is not None and reading is not None:
-            self.recorder.take(reading._replace(scale=self.loss_scale))
+        if not self.order.micro_step:
+            self._at_end = self._mark()
+        if (reading := self.recorder.reading) is None:
+            return
+        if self.loss_scale is not None:
+            reading = reading._replace(scale=self.loss_scale)
+        if not self.order.covers_all(self._live):
+            reading = reading._replace(max_norm=math.nan)
+        self.recorder.take(reading)
+
+    def _live(self) -> set[int]:
+        """The ids of the parameters that have a gradient which is used."""
+        spare = set(self._spare)
+        return {id(p) for i, p in enumerate(self.recorder.tensors) if p.grad is not None and i not in spare}
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to use the gradients."""
@@ -184,8 +228,16 @@ class Track:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
         self._hooked = True
         self._stepped.add(id(optimizer))
+        if len(self._references) > 1:
+            rates = learning_rates(optimizer)
+            self._rates[id(optimizer)] = [one.clone() if isinstance(one, torch.Tensor) else one for one in rates]
         if not any(p.grad is not None for one in self._waiting() for p in held(one)):
             self.finish_step(skipped=skipped)
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> None:
+        """A learning-rate scheduler of `optimizer` moved on."""
+        if id(optimizer) not in self._stepped:
+            self.order.schedule()
 
     def _waiting(self) -> list[torch.optim.Optimizer]:
         """Optimizers that have not stepped, and whose parameters none has that did."""
@@ -202,7 +254,10 @@ class Track:
 
     def finish_step(self, *, skipped: Number = False) -> None:
         """Write the row."""
-        rates = rates_of(self.optimizers)
+        if self._kept:
+            self.order.take(events.GRADIENTS_KEPT, "", 0.0)
+        self.order.note_parts()
+        rates = gathered([rate for one in self.optimizers for rate in self._rates.get(id(one)) or learning_rates(one)])
         if self._spare and self.due:
             self._leave_out_unused()
         if self._looks:
@@ -231,8 +286,11 @@ class Track:
     def _begin(self) -> None:
         self.order.end_step()
         self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
-        self._looked = False
+        self._looked = self._kept = False
         self.scale, self.loss_scale = 1.0, None
+        self._rates = {}
+        self._wide = self._apart or self.recorder.step < OFTEN
+        self._at_end = self._mark()
 
     def _abandon(self) -> None:
         """The gradients were thrown away. Where no optimizer steps that is how a step ends; else it was left out."""
@@ -274,7 +332,7 @@ class Track:
         return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norms.norm)))
 
     def _changes_of_sentinels(self) -> list[float]:
-        if not self._looks and self.sentinels.mark() == self._after:
+        if not self._looks and self._mark() == self._after:
             return []
         now = self._norms_of_sentinels()
         reading = self.recorder.reading

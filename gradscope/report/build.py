@@ -81,8 +81,8 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield f"The run ended early ({header.ending.how}): {why.rstrip('.')}."
     if (run.micro_steps > 1).any():
         yield (
-            "Gradients were accumulated: a step's loss is the mean of its micro-steps' as backward() got them. Where the "
-            "script, or Accelerate, divides each by their number, the true loss is that many times larger."
+            "Several backward passes made a step: its loss is the mean of what they got. Where the script, or Accelerate, "
+            "divides each by their number, or where they were parts of one loss, the true loss is that many times larger."
         )
     if header.unmeasured:
         yield f"{plural(len(header.unmeasured), 'layer')} could not be probed; the table of layers says why."

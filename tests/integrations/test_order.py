@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gradscope.diagnosis.diagnose import diagnose
@@ -28,7 +29,7 @@ WRONG = {
         "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); optimizer.step(); clip(params, 1.0)",
         events.CLIP_AFTER_STEP,
         "GS403",
-        [1, 2, 3],
+        [0, 1, 2],
     ),
     "scaled": (
         "scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)\n"
@@ -69,7 +70,7 @@ WRONG = {
         "    if i > 5: nn.utils.clip_grad_norm_(params, 1.0)\n    optimizer.step()",
         events.CLIP_UNREACHED,
         "GS408",
-        [3],
+        [2],
     ),
     "raising": (
         "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
@@ -77,6 +78,19 @@ WRONG = {
         events.CLIP_RAISES,
         "GS409",
         [0, 1, 2],
+    ),
+    "in two parts": (
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(params[:2], 1.0)\n"
+        "    clip(params[2:], 1.0); optimizer.step()",
+        events.CLIP_PARTS,
+        "GS410",
+        [0, 1, 2],
+    ),
+    "never zeroed": (
+        "for i in range(3):\n    loss_of(model, i).backward(); optimizer.step()",
+        events.GRADIENTS_KEPT,
+        "GS412",
+        [1, 2],
     ),
     "the schedule first": (
         "schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)\nimport warnings; warnings.simplefilter('ignore')\n"
@@ -104,9 +118,25 @@ RIGHT = {
         "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(model.parameters(), 1.0)\n"
         "    optimizer.step(); schedule.step()"
     ),
-    "in two parts": (
-        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward(); clip(params[:2], 1.0)\n"
-        "    clip(params[2:], 1.0); optimizer.step()"
+    "a scheduler after each of two optimizers": (
+        "two = [torch.optim.SGD(params[:2], lr=0.1), torch.optim.SGD(params[2:], lr=0.2)]\n"
+        "schedules = [torch.optim.lr_scheduler.ExponentialLR(one, 0.5) for one in two]\n"
+        "for i in range(3):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    for one, schedule in zip(two, schedules):\n        one.step(); schedule.step()"
+    ),
+    "gradients set by hand": (
+        "masters = [p.detach().clone().requires_grad_() for p in params]\n"
+        "optimizer = torch.optim.SGD(masters, lr=0.1)\n"
+        "for i in range(3):\n    model.zero_grad(); loss_of(model, i).backward()\n"
+        "    for master, p in zip(masters, params):\n        master.grad = p.grad.clone()\n"
+        "    clip(masters, 1.0); optimizer.step()"
+    ),
+    "zeroed after the step": (
+        "for i in range(3):\n    loss_of(model, i).backward(); optimizer.step(); optimizer.zero_grad(set_to_none=False)"
+    ),
+    "a part of the losses at a time": (
+        "for i in range(12):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    params[-1].square().sum().backward(); clip(params, 1.0); optimizer.step()"
     ),
     "accumulated": (
         "for i in range(6):\n    loss_of(model, i).backward()\n"
@@ -122,7 +152,51 @@ RIGHT = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_right_order_is_not_noted(name: str, tmp_path: Path) -> None:
-    assert record(tmp_path, HEAD + RIGHT[name]).run.probes.probe.tolist() == []
+    assert set(record(tmp_path, HEAD + RIGHT[name]).run.probes.probe) <= {events.CLIP_UNREACHED}
+
+
+def test_a_schedule_that_moves_on_before_another_optimizer_steps_changes_no_recorded_rate(tmp_path: Path) -> None:
+    run = record(tmp_path, HEAD + RIGHT["a scheduler after each of two optimizers"]).run
+    assert run.lr[:, 1:].tolist() == [[0.1, 0.2], [0.05, 0.1], [0.025, 0.05]]
+
+
+@pytest.mark.parametrize("order", ["{0}; {1}", "{1}; {0}"])
+def test_a_backward_pass_of_a_few_parameters_is_part_of_the_step(order: str, tmp_path: Path) -> None:
+    passes = order.format("loss_of(model, i).backward()", "(10 * params[-1]).square().sum().backward()")
+    body = (
+        f"for i in range(14):\n    optimizer.zero_grad(); {passes}\n"
+        "    seen['norms'].append(norm_of(model)); optimizer.step()"
+    )
+    done = record(tmp_path, HEAD + body)
+    assert done.run.micro_steps.tolist() == [2] * 14
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+def test_a_backward_pass_of_a_few_parameters_that_comes_late_is_read_too(tmp_path: Path) -> None:
+    body = (
+        "for i in range(20):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    if i > 14: (10 * params[2]).square().sum().backward()\n"
+        "    seen['norms'].append(norm_of(model)); optimizer.step()"
+    )
+    done = record(tmp_path, HEAD + body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+def test_what_is_clipped_in_parts_has_no_one_threshold(tmp_path: Path) -> None:
+    assert np.isnan(record(tmp_path, HEAD + WRONG["in two parts"][0]).run.max_norm).all()
+    assert np.isnan(record(tmp_path / "subset", HEAD + WRONG["a subset"][0]).run.max_norm).all()
+    assert (record(tmp_path / "all", HEAD + RIGHT["accumulated"]).run.max_norm == 1.0).all()
+
+
+def test_a_clip_of_the_scripts_own_by_torchs_name_is_no_unreached_call(tmp_path: Path) -> None:
+    body = (
+        "class Trainer:\n    def clip_grad_norm(self): pass\n\ndef clip_grad_norm_(params): pass\n\nclip_grad_value_ = 0.0\n"
+        "optimizer = torch.optim.SGD(params, lr=0.01)\n"
+        "for i in range(2):\n    loss_of(model, i).backward(); Trainer().clip_grad_norm()\n"
+        "    clip_grad_norm_(clip_grad_value_); optimizer.step(); optimizer.zero_grad()"
+    )
+    done = record(tmp_path, body)
+    assert not done.events(events.CLIP_UNREACHED)
 
 
 def test_a_scaled_clip_is_told_in_unscaled_units(tmp_path: Path) -> None:

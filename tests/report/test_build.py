@@ -193,7 +193,7 @@ def test_where_no_threshold_held_none_is_to_be_verified(tmp_path):
 
 def test_accumulated_losses_are_said_to_be_means(tmp_path):
     report = build_report(make_run(tmp_path, [1.0] * 60, columns={"micro_steps": [4] * 60}))
-    assert any("mean of its micro-steps'" in caveat for caveat in report.caveats)
+    assert any("its loss is the mean of what they got" in caveat for caveat in report.caveats)
 
 
 def test_without_gains_no_layer_is_said_to_stand_out_or_not(tmp_path):

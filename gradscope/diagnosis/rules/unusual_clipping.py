@@ -1,7 +1,8 @@
 """GS410 unusual-clipping: gradients are limited by other means than an L2 norm.
 
 What it detects
-    Clipping by value, by a norm other than L2, or by the script's own hand; gradients that the script changed otherwise.
+    Clipping by value, by a norm other than L2, in parts, or by the script's own hand; gradients that the script changed
+    otherwise.
 Why it matters
     A recommended `max_norm` is an L2 threshold: it does not replace such a limit number for number.
 How it decides
@@ -40,7 +41,16 @@ KINDS = (
         "The script shrinks the gradients itself between backward and step, at first to {value} times",
         "after / before",
     ),
-    (events.GRADIENTS_CHANGED, "The script changes the gradients itself between backward and step", "after / before"),
+    (
+        events.GRADIENTS_CHANGED,
+        "The script changes the gradients itself between backward and step, which is not looked for again",
+        "after / before",
+    ),
+    (
+        events.CLIP_PARTS,
+        "Gradients are clipped in {value} parts, each by a norm of its own, so that no one threshold is in use",
+        "parts",
+    ),
 )
 SAMPLED = (events.CLIP_BY_HAND, events.GRADIENTS_CHANGED)
 """What the recorder does not look for at every step."""
