@@ -24,6 +24,11 @@ from gradscope.workload.steps import scalar_problem
 
 __all__ = ["StepSeen", "run_steps", "step_once", "to_device"]
 
+TWICE = "backward through the graph a second time"
+GIVE_BACK = (
+    "If training_step itself calls backward() or step(): return the loss and leave those to gradscope; for a loop of its "
+    "own, as a GAN's, use: gradscope record train.py"
+)
 AFTERMATH = 3
 """Steps still taken after the first nonfinite one, so that the run shows how it spreads."""
 
@@ -198,7 +203,8 @@ def _scalar(loss: Any, workload: Workload) -> torch.Tensor:
 def _user_error(error: BaseException, workload: Workload, index: int, recorder: Recorder) -> UserCodeError:
     hints = [hint for hint in (blame.layer(error, workload.model), blame.place(error)) if hint]
     where = f" in {', '.join(hints)}" if hints else ""
+    more = f". {GIVE_BACK}" if TWICE in str(error) else ""
     return UserCodeError(
-        f"{workload.source}: step {index} raised {type(error).__name__}{where}: {error}",
+        f"{workload.source}: step {index} raised {type(error).__name__}{where}: {error}{more}",
         run_path=str(recorder.directory) if recorder.writes else None,
     )

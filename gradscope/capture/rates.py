@@ -42,24 +42,27 @@ class PlannedRates:
         ahead = max(0, index - self.first)
         if ahead > FARTHEST or self._schedulers is None:
             return [dict(group, lr=rate) for group, rate in zip(self._known[0], self._sampled(index), strict=True)]
-        while len(self._known) <= ahead and self._advance():
-            self._known.append(self._read())
+        if self._schedulers and len(self._known) <= ahead:
+            self._play_on(max(ahead + 1, 2 * len(self._known)))
         return self._known[min(ahead, len(self._known) - 1)]
 
     def _read(self) -> list[Group]:
         return [{key: _plain(group[key]) for key in CYCLED if key in group} for group in self._groups]
 
-    def _advance(self) -> bool:
-        """Play one more step; False where a scheduler cannot be played without the training."""
+    def _play_on(self, count: int) -> None:
+        """Play so many steps in all, or as far as the schedulers can be played without the training.
+
+        Many at once: after `catch_warnings` python shows the user's own warnings again that it had shown once.
+        """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for scheduler in self._schedulers or ():
-                    scheduler.step()
+                while len(self._known) < count:
+                    for scheduler in self._schedulers or ():
+                        scheduler.step()
+                    self._known.append(self._read())
         except Exception:
             self._schedulers = ()
-            return False
-        return bool(self._schedulers)
 
     def _sampled(self, index: int) -> Sequence[float]:
         """The plan's samples, on straight lines between them; without any, the rate now."""

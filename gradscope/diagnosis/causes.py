@@ -122,8 +122,11 @@ def learning_rate(seen: Setting) -> Excess:
 
 
 def amplification(seen: Setting) -> Excess:
-    """(L,): the smaller of the forward and the backward excess, since a layer that amplifies does both."""
-    groups = [np.flatnonzero(seen.matrix), *seen.groups(~seen.matrix, seen.kinds)]
+    """(L,): the smaller of the forward and the backward excess, since a layer that amplifies does both. Of a norm it says
+    nothing: that puts out the same size whatever comes in.
+    """
+    norms = np.array(["norm" in kind.lower() for kind in seen.kinds], bool)
+    groups = [np.flatnonzero(seen.matrix), *seen.groups(~seen.matrix & ~norms, seen.kinds)]
     backward = seen.gain("backward")
     up, down = excess(seen.gain("forward"), groups), excess(backward, groups)
     weaker = smallest([up, down])

@@ -28,6 +28,8 @@ LIKE_PEERS = 0.1
 SAMPLED = 4096
 CROWD = 0.25
 """A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
+ROOT = "(root)"
+"""What the model itself is called, whose name is empty."""
 BARE = "no normalisation here, unlike its siblings"
 GAINS = ("init_scale", "forward_gain", "forward_gain_with_activation", "backward_gain", "backward_gain_with_activation")
 LEVELS: tuple[Level, ...] = ("low", "medium", "high")
@@ -84,7 +86,7 @@ class _Ranking:
         best = self.found[name]
         evidence = self._evidence(i)
         if not self.probed or (float(best.decades[i]) < LIKE_PEERS and level == "low" and not self.bare[i]):
-            said = f"{layer.name}: {self._plain(i)}"
+            said = f"{layer.name or ROOT}: {self._plain(i)}"
             return LayerRisk(layer.name, layer.type, level, score, None, None, None, said, "Nothing to do.", evidence)
         amplifies = name == "gain" or float(best.decades[i]) < LIKE_PEERS
         component = "missing normalisation" if self.bare[i] and amplifies else name
@@ -103,7 +105,7 @@ class _Ranking:
             component,
             factor if compared else None,
             peers if compared and np.isfinite(peers) else None,
-            f"{layer.name}{said}.",
+            f"{layer.name or ROOT}{said}.",
             advice,
             evidence,
             self._weights(i) if component == "initialisation" else None,

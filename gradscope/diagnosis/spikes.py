@@ -14,8 +14,8 @@ from gradscope.runs.run import Floats, Run
 WIDTH, NEAR, LEAST, FIRST = 50, 11, 10, 3
 FACTOR, Z, FLOOR = 3.0, 6.0, 0.05
 LONGEST = 5
-AHEAD = 10.0
-"""A rehearsal has many steps, so that some stand out in any: this far one must."""
+LOOKED = 1.0
+"""Decades from which on a batch is looked at, however much the norms vary."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def spikes_of(steps: Indexes, norms: Floats, longest: float = LONGEST) -> Spikes
     must have z = (d − median) / (1.4826·MAD + .05) > 6, and d be above log10(3). At least 10 steps must come before. 11 of
     them, since a new level moves their median after 6 steps and so is longer than a spike.
     """
-    logs = np.log10(norms)
-    near = running_median(logs, NEAR, FIRST)
-    distance = logs - near
+    distance = _distance(norms)
     far = np.zeros(len(norms), bool)
     for i in np.flatnonzero(distance > np.log10(FACTOR)):
         if i >= LEAST:
@@ -49,7 +47,13 @@ def spikes_of(steps: Indexes, norms: Floats, longest: float = LONGEST) -> Spikes
             center = median(others)
             far[i] = (distance[i] - center) / (deviation(others - center) + FLOOR) > Z
     rows = np.flatnonzero(_short(far, longest))
-    return Spikes(steps[rows], norms[rows], 10 ** near[rows])
+    return Spikes(steps[rows], norms[rows], norms[rows] / 10 ** distance[rows])
+
+
+def _distance(norms: Floats) -> Floats:
+    """Decades from the median of up to 11 steps before; NaN where fewer than 3 are."""
+    logs = np.log10(norms)
+    return np.asarray(logs - running_median(logs, NEAR, FIRST))
 
 
 def _short(far: Bools, longest: float) -> Bools:
@@ -62,27 +66,32 @@ def _short(far: Bools, longest: float) -> Bools:
 
 
 def suspects(run: Run) -> list[int]:
-    """Steps of the plan whose batches may be to blame: the largest spike of the window and of the longest rehearsal at the
-    planned learning rate, or where these explode, what first stands out there and what is nonfinite first.
+    """Steps of the plan whose batches may be to blame: the one that stands out most in the window and in the longest
+    rehearsal at the planned learning rate, or where these explode, what first stands out there and what is nonfinite first.
     """
     seen, near = explosion(run), planned(rehearsed(run))
-    if seen:
-        return list(dict.fromkeys([seen.first_step, *_first(run, run.step), *_largest(run, run.step, FACTOR)]))
-    found = _largest(run, run.step, FACTOR)
-    if near:
+    found = [seen.first_step, *_first(run, run.step)] if seen else []
+    found += _farthest(run, run.step) or _largest_spike(run)
+    if near and not seen:
         one = max(near, key=lambda one: one.length)
         trial = run.trials[one.name]
         assert trial.header.trial is not None
         steps = np.asarray(trial.header.trial.indexes, np.int64)[: len(trial.step)]
-        found += _first(trial, steps) if one.failed else _largest(trial, steps, AHEAD)
+        found += _first(trial, steps) if one.failed else _farthest(trial, steps)
     return list(dict.fromkeys(found))
 
 
-def _largest(run: Run, steps: Indexes, least: float) -> list[int]:
+def _farthest(run: Run, steps: Indexes) -> list[int]:
+    """The step farthest above those before it, if ten-fold at least."""
     keep = usable(run)
-    spikes = spikes_of(steps[keep], unscaled_norms(run)[keep])
-    high = len(spikes.steps) > 0 and spikes.factors.max() >= least
-    return [int(spikes.steps[np.argmax(spikes.factors)])] if high else []
+    distance = np.nan_to_num(_distance(unscaled_norms(run)[keep])[LEAST:], nan=-1.0)
+    return [int(steps[keep][LEAST + np.argmax(distance)])] if distance.max(initial=0.0) >= LOOKED else []
+
+
+def _largest_spike(run: Run) -> list[int]:
+    keep = usable(run)
+    spikes = spikes_of(run.step[keep], unscaled_norms(run)[keep])
+    return [int(spikes.steps[np.argmax(spikes.factors)])] if len(spikes.steps) else []
 
 
 def _first(run: Run, steps: Indexes) -> list[int]:

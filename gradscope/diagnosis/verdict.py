@@ -2,8 +2,9 @@
 
 A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without one, "will-explode" needs a long rehearsal at
 the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
-an explosion within the next 20 steps, uncompressed. The score sums the rise of loss and norm in decades: of the rehearsal
-nearest to the plan, of the worst at ×2, and half of that at ×4; 48 more for "will-explode".
+an explosion within the next 20 steps, uncompressed, unless the rest of the plan in full shows that it passes. The score sums
+the rise of loss and norm in decades: of the rehearsal nearest to the plan, of the worst at ×2, and half of that at ×4; 48
+more for "will-explode".
 """
 
 from __future__ import annotations
@@ -13,8 +14,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, broken_off, horizon, planned, reference, rehearsed, size
-from gradscope.diagnosis.series import count, level, number, read_at
+from gradscope.diagnosis.rehearsals import (
+    MOST,
+    NORM_FAILS,
+    Rehearsed,
+    broken_off,
+    horizon,
+    planned,
+    reference,
+    rehearsed,
+    size,
+)
+from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
     LATE,
@@ -23,11 +34,15 @@ from gradscope.diagnosis.window import (
     enough,
     explosion,
     harmful,
+    late_loss,
 )
 from gradscope.runs.run import Run
+from gradscope.runs.schema import Plan
 
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
+RISEN = 1.5
+"""A learning rate so many times that of the window is worth a word."""
 FOUR_TIMES = 0.5
 SURE = 4 * MOST
 EXPLODING = SURE + 2 * MOST * (2 + FOUR_TIMES)
@@ -101,8 +116,10 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     bad = harmful(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
-    first = beginning(np.abs(run.loss), EARLY_LOSSES)
-    if size(level(trial.loss[NEXT - LATE : NEXT]), reference(run)) > LOSS_FACTOR * first > 0:
+    base, limit = reference(run), LOSS_FACTOR * beginning(np.abs(run.loss), EARLY_LOSSES)
+    if one.full and size(late_loss(trial), base) <= limit:
+        return None
+    if size(level(trial.loss[NEXT - LATE : NEXT]), base) > limit > 0:
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
 
@@ -110,7 +127,7 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
 def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
     sure = _sure(trials)
     score = explosion_score(trials) + (SURE if sure else 0.0)
-    told = [_say(one) for one in sorted(trials, key=lambda one: (one.kind, one.lr_factor, one.draw, one.length))]
+    told = [_say(run, one) for one in sorted(trials, key=lambda one: (one.kind, one.lr_factor, one.draw, one.length))]
     told += _limits(run, planned(trials))
     if sure:
         return Verdict("will-explode", score, 1.0, None, tuple(told))
@@ -135,10 +152,32 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
     return said
 
 
-def _say(one: Rehearsed) -> str:
+def _say(run: Run, one: Rehearsed) -> str:
     what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
     against = number(one.loss) if one.loss < 0 else f"{number(10**one.loss_rise)} × the window's"
     peak = f", its largest norm at {number(10**one.norm_rise)} ×" if one.failed else ""
     end = "nonfinite" if one.nonfinite else f"loss at {against}{peak}"
-    state = "failed" if one.failed else "held"
+    state = f"failed{_where(run, one)}" if one.failed else "held"
     return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"
+
+
+def _where(run: Run, one: Rehearsed) -> str:
+    """The step of the plan where a rehearsal went nonfinite, or its norm up, and the planned learning rate there where that
+    is far above the window's.
+    """
+    trial, plan = run.trials[one.name], run.header.plan
+    with np.errstate(invalid="ignore"):
+        up = ~(unscaled_norms(trial) <= NORM_FAILS * reference(run).norm)
+    row = one.steps - 1 if one.nonfinite else int(np.argmax(up))
+    if trial.header.trial is None or not 0 <= row < len(trial.header.trial.indexes):
+        return ""
+    step = trial.header.trial.indexes[row]
+    at, last = _planned_rate(plan, step), _planned_rate(plan, len(run.step) - 1)
+    rate = f", where the learning rate is {number(at / last)} × that of the window" if at > RISEN * last > 0 else ""
+    return f" at step {step:,} of the plan{rate}"
+
+
+def _planned_rate(plan: Plan, step: int) -> float:
+    """The highest planned learning rate at a step; 0 where no schedule is known."""
+    place = int(np.searchsorted(plan.lr_steps, step, side="right")) - 1
+    return max(plan.lr[place], default=0.0) if 0 <= place < len(plan.lr) else 0.0

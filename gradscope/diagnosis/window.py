@@ -75,10 +75,22 @@ def nonfinite_steps(run: Run) -> Bools:
 
 def nonfinite_losses(run: Run) -> Bools:
     """(T,): steps whose loss is nonfinite. Where a run holds no loss at all, only steps with a nonfinite gradient count."""
-    bad = ~np.isfinite(run.loss)
+    bad = ~np.isfinite(run.loss) & ~unseen_losses(run)
     if np.isnan(run.loss).all():
         bad &= nonfinite_steps(run)
     return np.asarray(bad)
+
+
+def unseen_losses(run: Run) -> Bools:
+    """(T,): steps of a script whose loss was not seen: it is NaN, as an unknown one is, and the gradient is finite."""
+    of_a_script = run.header.recorded_by != "analyze"
+    return np.asarray(np.isnan(run.loss) & np.isfinite(run.global_norm) & of_a_script)
+
+
+def broken_data(run: Run) -> bool:
+    """Whether a batch that was not finite itself is what went nonfinite first."""
+    first = run.header.first_nonfinite
+    return first is not None and first.went_first == "input"
 
 
 def harmful(run: Run) -> Bools:

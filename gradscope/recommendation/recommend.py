@@ -12,7 +12,7 @@ from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
-from gradscope.recommendation.candidates import candidates, same_threshold, surely
+from gradscope.recommendation.candidates import TIE, above, candidates, same_threshold, surely
 from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recommendation
 from gradscope.recommendation.percentiles import (
     check_percentiles,
@@ -77,7 +77,7 @@ def recommend(
     tried = candidates(run) if by == "norm" else ()
     if not tried:
         return plain
-    return _verified(plain, tried) if proven else _beside(plain, tried)
+    return _verified(plain, tried, run.header.plan.max_norm) if proven else _beside(plain, tried)
 
 
 def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
@@ -112,8 +112,25 @@ def _same(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) <= SAME * other
 
 
-def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
-    """The recommendation with the winner of the candidates in place of the percentile."""
+def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommendation | None:
+    """The threshold in use today, where it did no harm: a short trial is no reason to take a safety net away."""
+    longest = [one for one in off.candidates if one.steps == best.steps]
+    own = next((one for one in longest if today is not None and same_threshold(one, today)), None)
+    if own is None or own.diverged or surely(own, longest) > above(best.loss or 0.0, TIE):
+        return None
+    did = f"The {number(today or 0.0)} in use today did no worse, {number(own.loss or 0.0)}: keep it as a safety net."
+    return dataclasses.replace(
+        off,
+        max_norm=today,
+        mode=mode(own.clipped_fraction),
+        clipped_fraction=own.clipped_fraction,
+        mean_retained_step=own.mean_retained_step,
+        reason=f"{off.reason} {did}",
+    )
+
+
+def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None) -> Recommendation:
+    """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use."""
     best = next((one for one in tried if one.chosen), None)
     amount = count(len(tried), "threshold")
     if best is None or (best.diverged and best.max_norm is None):
@@ -123,7 +140,8 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommenda
     if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
         lower = f"none ended at a clearly lower loss than not clipping: {number(best.loss or 0.0)} {over}"
         reason = f"Of {amount} tried, {lower}."
-        return dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
+        off = dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
+        return _kept(off, best, today) or off
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
         f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(best.loss or 0.0)} {over}"

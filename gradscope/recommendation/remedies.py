@@ -13,6 +13,7 @@ from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import even
 from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.verdict import judge
+from gradscope.diagnosis.window import broken_data
 from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
@@ -25,7 +26,7 @@ NEEDED = ("exploding", "will-explode")
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    if judge(run).verdict not in NEEDED or allowed < LEAST:
+    if judge(run).verdict not in NEEDED or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
     if not tried:

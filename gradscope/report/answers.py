@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.diagnosis.layers import ROOT
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
@@ -103,7 +104,7 @@ def layer(report: Report) -> Answer:
         return Answer(question, "No layer was measured", ())
     if report.unranked:
         return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
-    nearest = f"nearest to it is {visible(ranked[0].name)}" if ranked[0].component else ""
+    nearest = f"nearest to it is the layer {visible(ranked[0].name)}" if ranked[0].component else ""
     return Answer(question, "None stands out", _sentences((nearest,)))
 
 
@@ -125,7 +126,8 @@ def accused(report: Report) -> tuple[str, str, str] | None:
 
 def without_subject(message: str, subject: str | None) -> str:
     """A message without the layer it begins with, for where the layer is named already."""
-    for prefix in (f"{subject}: ", f"{subject} ") if subject else ():
+    name = ROOT if subject == "" else subject
+    for prefix in (f"{name}: ", f"{name} ") if name else ():
         if message.startswith(prefix):
             return message[len(prefix) :][:1].upper() + message[len(prefix) + 1 :]
     return message

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.model import Diagnosis
+from gradscope.diagnosis.window import unseen_losses
 from gradscope.errors import NothingMeasuredError
 from gradscope.recommendation import recommend
 from gradscope.recommendation.model import Recommendation, Threshold
@@ -79,6 +80,9 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
             "by a keyboard interrupt" if header.ending.how == "interrupted" else "no reason was given"
         )
         yield f"The run ended early ({header.ending.how}): {why.rstrip('.')}."
+    if unseen := int(unseen_losses(run).sum()):
+        how_many = "any step" if unseen == len(run.step) else plural(unseen, "step")
+        yield f"The loss of {how_many} was not seen, so that norms alone are judged there."
     if (run.micro_steps > 1).any():
         yield (
             "Several backward passes made a step: its loss is the mean of what they got. Where the script, or Accelerate, "

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import finding
-from gradscope.diagnosis.window import LEAST, enough, explosion
+from gradscope.diagnosis.window import LEAST, broken_data, enough, explosion
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS201", "already-exploding"
@@ -56,7 +56,9 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "critical",
         f"The training explodes in the {len(run.step)} recorded steps, from about step {seen.first_step}: {seen.reason}.",
-        "Lower the learning rate, lengthen the warm-up, or clip; thresholds from these steps are not to be trusted.",
+        "Clean the data: neither a learning rate nor clipping helps, and no threshold from these steps is to be trusted."
+        if broken_data(run)
+        else "Lower the learning rate, lengthen the warm-up, or clip; thresholds from these steps are not to be trusted.",
         steps=(seen.first_step, int(run.step[-1])),
         value=seen.value,
         limit=seen.limit,

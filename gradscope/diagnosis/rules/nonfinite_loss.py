@@ -26,7 +26,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
-from gradscope.diagnosis.window import harmful, nonfinite_losses
+from gradscope.diagnosis.window import broken_data, harmful, nonfinite_losses
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS102", "nonfinite-loss"
@@ -59,7 +59,9 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "warning" if survived else "critical",
         f"The loss is {run.loss[row]} at step {run.step[row]}{_before(run, row)} ({amount}{skipped}).",
-        "If the gradient norm grew before, lower the learning rate or clip; if not, look at this step's batch.",
+        "Look at this step's batch, which is not finite itself."
+        if broken_data(run)
+        else "If the gradient norm grew before, lower the learning rate or clip; if not, look at this step's batch.",
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=len(rows),
         limit=float(settings.allowed),
