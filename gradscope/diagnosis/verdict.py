@@ -14,18 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import (
-    MOST,
-    NORM_FAILS,
-    Rehearsed,
-    broken_off,
-    horizon,
-    planned,
-    reference,
-    rehearsed,
-    size,
-)
-from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms
+from gradscope.diagnosis.rehearsals import MOST, Rehearsed, broken_off, horizon, planned, reference, rehearsed, size
+from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms, usable
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
     LATE,
@@ -155,20 +145,18 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
 def _say(run: Run, one: Rehearsed) -> str:
     what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
     against = number(one.loss) if one.loss < 0 else f"{number(10**one.loss_rise)} × the window's"
-    peak = f", its largest norm at {number(10**one.norm_rise)} ×" if one.failed else ""
-    end = "nonfinite" if one.nonfinite else f"loss at {against}{peak}"
-    state = f"failed{_where(run, one)}" if one.failed else "held"
+    peak = f", its largest norm at {number(10**one.norm_rise)} ×{_where(run, one)}" if one.failed else ""
+    end = f"nonfinite{_where(run, one)}" if one.nonfinite else f"loss at {against}{peak}"
+    state = "failed" if one.failed else "held"
     return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"
 
 
 def _where(run: Run, one: Rehearsed) -> str:
-    """The step of the plan where a rehearsal went nonfinite, or its norm up, and the planned learning rate there where that
-    is far above the window's.
+    """The step of the plan where a rehearsal went nonfinite, or had its largest norm, and the planned learning rate there
+    where that is far above the window's.
     """
     trial, plan = run.trials[one.name], run.header.plan
-    with np.errstate(invalid="ignore"):
-        up = ~(unscaled_norms(trial) <= NORM_FAILS * reference(run).norm)
-    row = one.steps - 1 if one.nonfinite else int(np.argmax(up))
+    row = one.steps - 1 if one.nonfinite else int(np.argmax(np.where(usable(trial), unscaled_norms(trial), 0.0)))
     if trial.header.trial is None or not 0 <= row < len(trial.header.trial.indexes):
         return ""
     step = trial.header.trial.indexes[row]

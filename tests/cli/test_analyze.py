@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,24 @@ def test_init_writes_no_file_that_analyze_could_not_read(
     assert result.code == 2
     assert "gradscope init spec.py" in result.err
     assert not (here / name).exists()
+
+
+def test_a_step_that_goes_backward_itself_is_told_to_leave_that(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.HEALTHY + (
+        "\ndef training_step(model, batch):\n    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])\n"
+        "    loss.backward()\n    return loss\n"
+    )
+    result = gradscope(capsys, "analyze", written(here, text))
+    assert result.code == 3
+    assert "return the loss and leave those to gradscope" in result.err
+
+
+def test_a_warning_of_the_users_code_is_shown_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.HEALTHY.replace("import torch\n", "import torch, warnings\n", 1) + (
+        "\ndef training_step(model, batch):\n    warnings.warn('mind the shapes')\n"
+        "    return nn.functional.cross_entropy(model(batch[0]), batch[1])\n"
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        assert gradscope(capsys, "analyze", written(here, text)).code == 0
+    assert 1 <= sum("mind the shapes" in str(one.message) for one in seen) <= 20

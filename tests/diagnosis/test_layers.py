@@ -393,3 +393,16 @@ def test_the_scale_of_the_gradient_does_not_change_the_ranking(tmp_path_factory,
     assert [(r.name, r.level, r.score) for r in rank_layers(plain)] == [
         (r.name, r.level, r.score) for r in rank_layers(scaled)
     ]
+
+
+def test_a_norm_is_not_accused_of_its_gain(tmp_path):
+    names = [f"norm{i}" for i in range(6)]
+    parameters = tuple(Parameter(f"{n}.weight", n, "LayerNorm", (4,), "float32", i) for i, n in enumerate(names))
+    ups = [(0, f"{side}_gain", names, [1.0, 1.0, 30.0, 1.0, 1.0, 1.0]) for side in ("forward", "backward")]
+    assert {risk.level for risk in rank_layers(run_with(tmp_path, parameters, *ups))} == {"low"}
+
+
+def test_the_model_itself_is_called_root(tmp_path):
+    parameters = (*stack(4), Parameter("scale", "", "Model", (4, 4), "float32", 4))
+    run = run_with(tmp_path, parameters, scales_of(parameters))
+    assert by_name(run)[""].message.startswith("(root): like its peers")

@@ -108,7 +108,7 @@ def test_a_rehearsal_that_failed_says_by_how_much_loss_and_norm_rose(tmp_path):
     verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (rehearsal("more", 2.0), FAILED)))
     assert "held (loss at" in verdict.reasons[0]
     assert "its largest norm" not in verdict.reasons[0]
-    assert "× the window's, its largest norm at 200 ×)" in verdict.reasons[1]
+    assert "× the window's, its largest norm at 200 × at step 50 of the plan)" in verdict.reasons[1]
 
 
 def test_a_failed_replay_is_thin_headroom(tmp_path):
@@ -242,3 +242,32 @@ def test_a_rehearsal_that_broke_off_says_nothing_unless_it_failed(tmp_path):
     assert judge(calm).reasons[1] == "its rehearsal took 20 of 80 steps: the data ended"
     high = rehearsal(), np.full(20, 100.0), np.full(20, 200.0), ended
     assert judge(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials={"x1": high})).verdict == "thin-headroom"
+
+
+def bump(end):
+    losses = np.full(100, 1.0)
+    losses[:30], losses[80:] = 40.0, end
+    return losses, np.ones(100)
+
+
+@pytest.mark.parametrize(("end", "word"), [(0.5, "stable"), (40.0, "exploding")])
+def test_a_bump_after_the_window_that_passes_in_full_is_no_explosion(tmp_path, end, word):
+    indexes = tuple(range(50, 150))
+    run = run_with(tmp_path, (rehearsal(indexes=indexes), bump(end)), plan=Plan(total_steps=150))
+    assert judge(run).verdict == word
+
+
+def test_where_a_rehearsal_fails_is_said_with_its_learning_rate(tmp_path):
+    indexes = tuple(range(50, 150))
+    plan = Plan(total_steps=150, lr_steps=(0, 100), lr=((0.1,), (2.0,)))
+    losses, norms = np.ones(60), np.ones(60)
+    losses[-1] = norms[-1] = INF
+    broken = judge(run_with(tmp_path / "nonfinite", (rehearsal(indexes=indexes), (losses, norms)), plan=plan))
+    assert (
+        "failed (nonfinite at step 109 of the plan, where the learning rate is 20 × that of the window)"
+        in broken.reasons[0]
+    )
+    losses, norms = np.geomspace(1.0, 100.0, 100), np.full(100, 200.0)
+    norms[20] = 1000.0
+    grown = judge(run_with(tmp_path / "grown", (rehearsal(indexes=indexes), (losses, norms)), plan=plan))
+    assert "its largest norm at 1,000 × at step 70 of the plan)" in grown.reasons[0]

@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradscope.diagnosis.rules import already_exploding, nonfinite_loss
 from gradscope.diagnosis.window import BLOWN, enough, explosion, stable_prefix
-from gradscope.runs.schema import Ending
+from gradscope.recommendation.remedies import next_remedies
+from gradscope.runs.schema import Ending, Offender
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -144,3 +146,21 @@ def test_the_last_step_of_a_run_that_failed_counts_though_no_optimizer_used_it(t
     seen = explosion(make_run(tmp_path / "failed", norms, columns=columns, ending=ending))
     assert seen is not None
     assert "the gradient is nonfinite at step 29" in seen.reason
+
+
+def test_a_loss_that_was_not_seen_is_not_a_nonfinite_one(tmp_path):
+    losses = [1.0, NAN] * 30
+    assert explosion(make_run(tmp_path / "script", [1.0] * 60, loss=losses, recorded_by="record")) is None
+    seen = explosion(make_run(tmp_path / "analyzed", [1.0] * 60, loss=losses))
+    assert seen is not None
+    norms = [1.0] * 59 + [NAN]
+    assert explosion(make_run(tmp_path / "broken", norms, loss=losses, recorded_by="record")) is not None
+
+
+def test_bad_data_is_no_matter_of_learning_rates(tmp_path):
+    first = Offender(30, None, None, "input")
+    run = make_run(tmp_path, [1.0] * 30 + [NAN], loss=[1.0] * 30 + [NAN], first_nonfinite=first)
+    (loss,), (exploding,) = nonfinite_loss.check(run), already_exploding.check(run)
+    assert "not finite itself" in loss.advice
+    assert exploding.advice.startswith("Clean the data")
+    assert next_remedies(run) == ()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gradscope.errors import NothingMeasuredError, UsageError
 from gradscope.recommendation import recommend
 from gradscope.recommendation.recommend import _ordinal
-from gradscope.runs.schema import Trial
+from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -319,3 +319,11 @@ def test_a_percentile_that_was_itself_the_best_is_told_once(tmp_path):
     found = recommend(make_run(tmp_path, NORMS, trials=trials), [95])
     assert found.verified
     assert found.reason.endswith("Tried as a threshold it ended at loss 0.4.")
+
+
+@pytest.mark.parametrize(("loss", "max_norm"), [(0.5, 7.0), (0.505, 7.0), (0.6, None)])
+def test_the_threshold_in_use_is_kept_where_it_did_no_harm(tmp_path, loss, max_norm):
+    trials = candidate("none", None, np.full(60, 0.5)) | candidate("own", 7.0, np.full(60, loss), np.full(60, 8.0))
+    found = recommend(make_run(tmp_path, NORMS, trials=trials, plan=Plan(total_steps=60, max_norm=7.0)))
+    assert (found.max_norm, found.verified) == (max_norm, True)
+    assert ("The 7 in use today did no worse" in found.reason) == (max_norm is not None)

@@ -302,3 +302,10 @@ def test_an_interval_is_that_of_the_answer(tmp_path):
     proven = build_report(make_run(tmp_path / "proven", norms, trials=tried)).to_dict()["recommendation"]
     assert (proven["max_norm"], proven["low"], proven["high"]) == (0.01, None, None)
     assert proven["thresholds"][0]["low"] == plain["low"]
+
+
+def test_losses_that_were_not_seen_are_told(tmp_path):
+    run = make_run(tmp_path / "some", [1.0] * 60, loss=[1.0, float("nan")] * 30, recorded_by="record")
+    assert "The loss of 30 steps was not seen, so that norms alone are judged there." in build_report(run).caveats
+    run = make_run(tmp_path / "none", [1.0] * 60, loss=[float("nan")] * 60, recorded_by="record")
+    assert "The loss of any step was not seen, so that norms alone are judged there." in build_report(run).caveats
