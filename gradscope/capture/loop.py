@@ -13,6 +13,7 @@ import torch
 from gradscope.capture import blame
 from gradscope.capture.clipping import clip_recorded, clip_scale_free
 from gradscope.capture.gains import eagerly
+from gradscope.capture.offender import Origin, origin_of, say_what_went_first, watching_saves
 from gradscope.capture.probes import Probe
 from gradscope.capture.recorder import Reading, Recorder
 from gradscope.capture.scaling import autocast, scaler_of
@@ -123,13 +124,13 @@ def _probed(
 
 def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | None, trial: bool) -> float:
     scaler = scaler_of(workload)
-    tried: list[tuple[float, bool]] = []
+    tried: list[tuple[float, bool, Origin | None]] = []
 
     def gradients() -> torch.Tensor:
         for tensor in recorder.tensors:
             tensor.grad = None
-        total, broken = _accumulate(workload, index, recorder if not tried else None, scaler)
-        tried.append((total.item(), broken))
+        total, broken, origin = _accumulate(workload, index, recorder if not tried else None, scaler)
+        tried.append((total.item(), broken, origin))
         for optimizer in workload.optimizers:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -144,32 +145,38 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
     skipped = _update(workload, gradients, scaler)
     rates = [group["lr"] for optimizer in workload.optimizers for group in optimizer.param_groups]
     recorder.finish_step(skipped=skipped, lr=[float(rate) for rate in rates])
-    loss, data_broke = tried[0]
+    loss, data_broke, origin = tried[0]
     if data_broke:
         recorder.blame("input")
+    else:
+        say_what_went_first(recorder, origin)
     if not (trial or skipped):
         for scheduler in workload.schedulers:
             scheduler.step()
     return loss
 
 
-def _accumulate(workload: Workload, index: int, recorder: Recorder | None, scaler: Any) -> tuple[torch.Tensor, bool]:
-    """Forward and backward over the step's micro-steps; the mean loss, and whether nonfinite data made one nonfinite."""
+def _accumulate(
+    workload: Workload, index: int, recorder: Recorder | None, scaler: Any
+) -> tuple[torch.Tensor, bool, Origin | None]:
+    """Forward and backward over the step's micro-steps; the mean loss, and whether the data, or which layer, broke it."""
     count = workload.plan.accumulate
-    total, broken = torch.zeros(()), False
+    total, broken, origin = torch.zeros(()), False, None
     for micro in range(index * count, (index + 1) * count):
         batch = to_device(workload.batches.at(micro), workload.device)
-        with autocast(workload):
+        with autocast(workload), watching_saves() as kept_elsewhere:
             loss = workload.training_step(workload.model, batch)
         loss = _scalar(loss, workload)
         if recorder:
             recorder.observe(loss, batch=micro)
         value = loss.detach().cpu()
         total = total + value / count
-        broken = broken or (not math.isfinite(value.item()) and holds_nonfinite(batch))
+        if not math.isfinite(value.item()):
+            broken = broken or holds_nonfinite(batch)
+            origin = origin or (origin_of(recorder, loss) if recorder and not kept_elsewhere() else None)
         loss = loss / count if count > 1 else loss
         (scaler.scale(loss) if scaler else loss).backward()
-    return total, broken
+    return total, broken, origin
 
 
 def _update(workload: Workload, gradients: Callable[[], torch.Tensor], scaler: Any) -> bool:

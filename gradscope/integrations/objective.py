@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gradscope.capture.later import Number, soon
+from gradscope.capture.offender import Broken, nonfinite_activation
 from gradscope.capture.scaling import scale_of
-from gradscope.integrations.offender import Broken, nonfinite_activation
 
 Loss = torch.Tensor | float | None
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from gradscope.capture.later import Number, gathered
+from gradscope.capture.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.capture.recorder import Reading, Recorder, learning_rates
 from gradscope.integrations.holdings import held
-from gradscope.integrations.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import Mark, Sentinels, mark, ratios, unchanged, uniform
 from gradscope.runs import events

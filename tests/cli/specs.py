@@ -92,3 +92,35 @@ def loss(output, target):
 
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-16 / SCALE)
 """
+
+OVERFLOWS = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        h = torch.relu(self.first(x)) * (float("inf") if self.calls > 8 else 1.0)
+        return self.last(self.behind(h))
+
+    def behind(self, h):
+        return torch.tanh(self.middle(h))
+
+
+model = Net()
+X = torch.randn(256, 6)
+data = (X, X[:, :1])
+loss = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+total_steps = 120
+batch_size = 16
+"""

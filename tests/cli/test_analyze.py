@@ -322,3 +322,20 @@ def test_a_warning_of_the_users_code_is_shown_once(here: Path, capsys: pytest.Ca
         warnings.simplefilter("default")
         assert gradscope(capsys, "analyze", written(here, text)).code == 0
     assert 1 <= sum("mind the shapes" in str(one.message) for one in seen) <= 20
+
+
+def test_the_layer_whose_activation_is_nonfinite_first_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, specs.OVERFLOWS, "--quick")
+    found = {finding["code"]: finding for finding in report["findings"]}
+    assert found["GS101"]["subject"] == "first"
+    assert "the activation of first went first" in found["GS101"]["message"]
+
+
+def test_checkpointed_activations_are_not_read_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = specs.OVERFLOWS.replace(
+        "self.last(self.behind(h))", "self.last(checkpoint(self.behind, h, use_reentrant=False))"
+    )
+    report = analyzed(here, capsys, text, "--quick")
+    found = {finding["code"]: finding for finding in report["findings"]}
+    assert report["run"]["ending"]["how"] == "nonfinite"
+    assert "the loss was nonfinite before any gradient" in found["GS101"]["message"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradscope.integrations import find, offender
-from gradscope.integrations.offender import Broken
+from gradscope.capture import offender
+from gradscope.capture.offender import Broken
+from gradscope.integrations import find
 from tests.integrations.scripts import record
 
 LOOP = """

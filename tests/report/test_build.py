@@ -158,7 +158,7 @@ def test_what_did_not_begin_in_a_layer_is_laid_on_none(tmp_path):
     loss = [1.0] * 30 + [np.nan]
     report = build_report(make_run(tmp_path, [1.0] * 30 + [np.inf], loss=loss, columns={"nonfinite": [0] * 30 + [4]}))
     assert which_layer(report).answer == "None: it did not begin in a layer"
-    assert "the loss itself was nonfinite first" in which_layer(report).details[0]
+    assert "the loss was nonfinite before any gradient" in which_layer(report).details[0]
 
 
 def test_rehearsals_are_said_to_be_without_the_clipping_of_today(tmp_path):

@@ -109,7 +109,7 @@ def _origin(run: Run, row: int) -> _Origin:
         return _as_seen(seen)
     losses = nonfinite_losses(run)[: row + 1]
     if losses.any():
-        return _Origin(None, f"the loss itself was nonfinite first, at step {run.step[int(np.argmax(losses))]}")
+        return _Origin(None, f"the loss was nonfinite before any gradient, at step {run.step[int(np.argmax(losses))]}")
     parameter = first_nonfinite_parameter(run, row)
     if parameter is None:
         return _Origin(None, "the global norm overflowed, though no single parameter did")
@@ -120,7 +120,7 @@ def _as_seen(seen: Offender) -> _Origin:
     """As the recorder saw it."""
     batch = "" if seen.batch is None else f", batch {seen.batch}"
     if seen.went_first == "loss":
-        return _Origin(None, f"the loss itself was nonfinite first{batch}")
+        return _Origin(None, f"the loss was nonfinite before any gradient{batch}")
     if seen.went_first == "input":
         what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
         return _Origin(None, f"{what} nonfinite first{batch}", DATA_ADVICE)

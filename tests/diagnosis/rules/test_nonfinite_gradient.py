@@ -60,15 +60,19 @@ def test_loss_that_was_nonfinite_first_is_said_instead_of_a_layer(tmp_path):
     run = make_run(tmp_path, [1.0, NAN, NAN], loss=[1.0, INF, NAN])
     (finding,) = found(run)
     assert finding.subject is None
-    assert "loss itself was nonfinite first, at step 1" in finding.message
+    assert "loss was nonfinite before any gradient, at step 1" in finding.message
 
 
 @pytest.mark.parametrize(
     ("offender", "said", "subject"),
     [
         (Offender(1, "fc2", "fc2.weight", "activation", batch=7), "activation of fc2 went first, batch 7", "fc2"),
-        (Offender(1, None, None, "loss"), "the loss itself was nonfinite first", None),
-        (Offender(1, "fc2", "fc2.weight", "loss", batch=7), "the loss itself was nonfinite first, batch 7", None),
+        (Offender(1, None, None, "loss"), "the loss was nonfinite before any gradient", None),
+        (
+            Offender(1, "fc2", "fc2.weight", "loss", batch=7),
+            "the loss was nonfinite before any gradient, batch 7",
+            None,
+        ),
         (Offender(1, None, "scale", "gradient"), "gradient of scale went first", None),
     ],
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from gradscope.capture.distributed import local
 from gradscope.capture.recorder import Recorder
-from gradscope.integrations.find import WIDEST
 
+WIDEST = 200_000
+"""Nodes after which a walk through a whole graph gives up."""
 VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 
 TARGETS = frozenset({"_saved_target", "_saved_weight", "_saved_pos_weight"})
@@ -38,6 +41,22 @@ def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
     if not loss.is_cpu or loss.grad_fn is None or loss.numel() != 1 or math.isfinite(loss.item()):
         return None
     return origin_at(recorder, nonfinite_activation(loss))
+
+
+@contextmanager
+def watching_saves() -> Iterator[Callable[[], bool]]:
+    """Tells whether activations were given to be kept elsewhere, as checkpointing does: these are not to be read."""
+    enter, seen = saved_tensors_hooks.__enter__, []
+
+    def noted(hooks: Any) -> None:
+        seen.append(hooks)
+        enter(hooks)
+
+    saved_tensors_hooks.__enter__ = noted  # type: ignore[method-assign]
+    try:
+        yield lambda: bool(seen)
+    finally:
+        saved_tensors_hooks.__enter__ = enter  # type: ignore[method-assign]
 
 
 def origin_at(recorder: Recorder, broken: Broken | None) -> Origin | None:
