@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -112,3 +113,20 @@ def in_order(
             places.setdefault(parameter.layer, last)
     ranks = {layer: rank for rank, layer in enumerate(sorted(places, key=lambda layer: places[layer]))}
     return tuple(dataclasses.replace(one, order=ranks[one.layer]) for one in parameters)
+
+
+TRAINERS = {
+    "transformers": ("transformers.trainer.",),
+    "lightning": ("lightning.pytorch.", "pytorch_lightning."),
+    "accelerate": ("accelerate.",),
+}
+"""Modules of each framework; one that calls another stands before it."""
+
+
+def trainer() -> str | None:
+    """The framework whose code is calling, by the modules on the stack."""
+    frame, names = sys._getframe(), []
+    while frame is not None:
+        names.append(f"{frame.f_globals.get('__name__', '')}.")
+        frame = frame.f_back  # type: ignore[assignment]
+    return next((one for one, begins in TRAINERS.items() if any(name.startswith(begins) for name in names)), None)

@@ -17,7 +17,7 @@ import torch
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.later import Number, soon
 from gradscope.capture.recorder import Recorder
-from gradscope.integrations.find import forward_order, in_order, models_of
+from gradscope.integrations.find import forward_order, in_order, models_of, trainer
 from gradscope.integrations.guard import AT_ONCE, Threads, guarded
 from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
 from gradscope.integrations.objective import Loss, Objective
@@ -308,7 +308,7 @@ class Session:
             models_of(parameters, elsewhere),
             holders,
             directory=self._new_directory(),
-            header=dataclasses.replace(self.header, name=self._name(), world_size=world_size()),
+            header=dataclasses.replace(self.header, name=self._name(), framework=trainer(), world_size=world_size()),
             every=self.every,
             max_rows=self.max_rows,
         )

@@ -19,17 +19,17 @@ class Paste:
 
 
 def pastes(report: Report) -> list[Paste]:
-    """The lines for every framework, the one that recorded the run first; nothing without a recommendation."""
+    """The lines for every framework, the one that trained or recorded the run first; nothing without a recommendation."""
     recommendation = report.recommendation
     if recommendation is None:
         return []
-    own = report.run.header.recorded_by
+    own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)
     return [Paste(name, code) for name in names if (code := _snippet(name, recommendation))]
 
 
 def paste_line(report: Report) -> str | None:
-    """The line for the framework that recorded the run, else for plain PyTorch."""
+    """The line for the framework that trained or recorded the run, else for plain PyTorch."""
     lines = pastes(report)
     return lines[0].code if lines else None
 

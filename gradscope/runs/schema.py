@@ -150,6 +150,8 @@ class Header:
     ending: Ending = Ending()
     schema_version: int = SCHEMA_VERSION
     recorded_by: str = "analyze"
+    framework: str | None = None
+    """Whose trainer took the steps of a recorded script."""
     seed: int | None = None
     world_size: int = 1
     measured_at: MeasuredAt = "pre_clip"

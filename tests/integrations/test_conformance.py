@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradscope.integrations.find import trainer
 from gradscope.integrations.script import record_script
 from gradscope.runs.reader import load_run
 from tests.integrations import conformance
@@ -137,6 +138,27 @@ def test_clipping_of_fabric(limit: str, max_norm: float, tmp_path: Path) -> None
     np.testing.assert_allclose(run.global_norm, json.loads((tmp_path / "norms").read_text()), rtol=1e-6)
     np.testing.assert_array_equal(run.max_norm, max_norm)
     assert run.header.parameters[0].name == "0.weight"
+    assert run.header.framework is None
+
+
+def test_the_framework_that_trains_is_noted(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    (tmp_path / "train.py").write_text(ACCELERATE)
+    (path,) = record_script([str(tmp_path / "train.py"), "plain", str(tmp_path / "seen")], root=tmp_path).runs
+    assert load_run(path).header.framework == "accelerate"
+
+
+@pytest.mark.parametrize(
+    ("module", "framework"),
+    [
+        ("transformers.trainer", "transformers"),
+        ("lightning.pytorch.loops", "lightning"),
+        ("lightning.fabric.fabric", None),
+        ("accelerates", None),
+    ],
+)
+def test_the_framework_is_known_by_its_modules(module: str, framework: str | None) -> None:
+    assert eval("trainer()", {"__name__": module, "trainer": trainer}) == framework
 
 
 def test_the_suite_can_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

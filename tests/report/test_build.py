@@ -39,6 +39,11 @@ def test_a_run_with_nothing_measured_still_has_a_report(tmp_path):
     assert paste_line(report) is None
 
 
+@pytest.mark.parametrize(("framework", "line"), [("transformers", "TrainingArguments"), (None, "clip_grad_norm_")])
+def test_the_line_to_paste_is_that_of_the_framework_that_trains(tmp_path, framework, line):
+    assert line in paste_line(build_report(make_run(tmp_path, [1.0] * 60, framework=framework)))
+
+
 def test_a_wrong_percentile_is_said(tmp_path):
     with pytest.raises(UsageError):
         build_report(make_run(tmp_path, [1.0]), percentiles=(101.0,))
