@@ -148,7 +148,8 @@ class Track:
         if not (self.inside_closure or self._wide):
             self._wide = self._apart = True
             self._after = self._mark()
-            self.recorder.take(None)
+            if not self._clipped:
+                self.recorder.take(None)
 
     def _mark(self) -> Mark:
         """Changes when a gradient is written to: any, at first and where some backward pass spares the sentinels."""
