@@ -185,8 +185,9 @@ def test_a_backward_pass_of_a_few_parameters_that_comes_late_is_read_too(tmp_pat
 def test_a_backward_pass_of_something_else_after_the_clip_changes_no_norm(tmp_path: Path) -> None:
     body = (
         "other = torch.ones(3, requires_grad=True)\n"
-        "for i in range(20):\n    optimizer.zero_grad(); loss_of(model, i).backward(); seen['norms'].append(norm_of(model))\n"
-        "    clip(params, 0.1)\n    if i > 14: other.square().sum().backward()\n    optimizer.step()"
+        "for i in range(20):\n    optimizer.zero_grad(); loss_of(model, i).backward()\n"
+        "    seen['norms'].append(norm_of(model)); clip(params, 0.1)\n"
+        "    if i > 14: other.square().sum().backward()\n    optimizer.step()"
     )
     done = record(tmp_path, HEAD + body)
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
