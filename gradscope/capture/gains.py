@@ -27,6 +27,7 @@ from gradscope.capture.graph import Edge, Node, edge_of, only_source, uses
 from gradscope.capture.initial import Measured, initial_scales
 from gradscope.capture.magnitude import float_tensors, l2, rms, root_mean_square
 from gradscope.capture.probes import Emit
+from gradscope.runs.schema import is_norm
 
 NAN = math.nan
 COMPILED = "runs inside torch.compile, where hooks are not called"
@@ -303,7 +304,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
+    return is_norm(type(module).__name__)
 
 
 def _keeps(place: _Place) -> Callable[[torch.Tensor], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from gradscope.workload.model import DataEndedError, Workload
 from gradscope.workload.move import holds_nonfinite, to_device
 from gradscope.workload.steps import scalar_problem
 
-__all__ = ["StepSeen", "run_steps", "step_once", "to_device"]
+__all__ = ["StepSeen", "micro_batches", "run_steps", "step_once"]
 
 TWICE = "backward through the graph a second time"
 GIVE_BACK = (
@@ -156,14 +156,20 @@ def _step(workload: Workload, index: int, recorder: Recorder, max_norm: float | 
     return loss
 
 
+def micro_batches(workload: Workload, index: int) -> Iterator[tuple[int, Any]]:
+    """The batches of optimizer step `index`, each with its micro-step, on the device. Raises DataEndedError."""
+    count = workload.plan.accumulate
+    for micro in range(index * count, (index + 1) * count):
+        yield micro, to_device(workload.batches.at(micro), workload.device)
+
+
 def _accumulate(
     workload: Workload, index: int, recorder: Recorder | None, scaler: Any
 ) -> tuple[torch.Tensor, bool, Origin | None]:
     """Forward and backward over the step's micro-steps; the mean loss, and whether the data, or which layer, broke it."""
     count = workload.plan.accumulate
     total, broken, origin = torch.zeros(()), False, None
-    for micro in range(index * count, (index + 1) * count):
-        batch = to_device(workload.batches.at(micro), workload.device)
+    for micro, batch in micro_batches(workload, index):
         with autocast(workload), watching_saves() as kept_elsewhere:
             loss = workload.training_step(workload.model, batch)
         loss = _scalar(loss, workload)

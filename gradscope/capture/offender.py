@@ -46,17 +46,19 @@ def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
 @contextmanager
 def watching_saves() -> Iterator[Callable[[], bool]]:
     """Tells whether activations were given to be kept elsewhere, as checkpointing does: these are not to be read."""
-    enter, seen = saved_tensors_hooks.__enter__, []
+    hooks: Any = saved_tensors_hooks
+    enter, seen = hooks.__enter__, False
 
-    def noted(hooks: Any) -> None:
-        seen.append(hooks)
-        enter(hooks)
+    def noted(self: Any) -> None:
+        nonlocal seen
+        seen = True
+        enter(self)
 
-    saved_tensors_hooks.__enter__ = noted  # type: ignore[method-assign]
+    hooks.__enter__ = noted
     try:
-        yield lambda: bool(seen)
+        yield lambda: seen
     finally:
-        saved_tensors_hooks.__enter__ = enter  # type: ignore[method-assign]
+        hooks.__enter__ = enter
 
 
 def origin_at(recorder: Recorder, broken: Broken | None) -> Origin | None:

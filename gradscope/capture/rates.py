@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from gradscope.runs.schema import Plan
 from gradscope.workload.model import Workload
 
 CYCLED = ("lr", "momentum", "betas")
@@ -66,20 +64,7 @@ class PlannedRates:
 
     def _sampled(self, index: int) -> Sequence[float]:
         """The plan's samples, on straight lines between them; without any, the rate now."""
-        return planned_lr(self._plan, index) or [group["lr"] for group in self._known[0]]
-
-
-def planned_lr(plan: Plan, index: int) -> Sequence[float]:
-    """Each group's rate at a step, on straight lines between the plan's samples; empty where the plan has none."""
-    steps = plan.lr_steps
-    if not steps:
-        return ()
-    after = min(bisect_right(steps, index), len(steps) - 1)
-    before = max(after - 1, 0)
-    if index >= steps[after] or after == before:
-        return plan.lr[after]
-    share = max(0.0, (index - steps[before]) / (steps[after] - steps[before]))
-    return [a + share * (b - a) for a, b in zip(plan.lr[before], plan.lr[after], strict=True)]
+        return self._plan.rates_at(index) or [group["lr"] for group in self._known[0]]
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,17 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradscope.capture.loop import StepSeen, to_device
+from gradscope.capture.loop import StepSeen, micro_batches
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.scaling import autocast
 from gradscope.capture.snapshot import Snapshot
-from gradscope.capture.trials import OUT_OF_TIME, Parent
+from gradscope.capture.trials import OUT_OF_TIME, Parent, recorded
 from gradscope.runs.schema import Ending, Trial
 from gradscope.workload.model import DataEndedError, Workload
 from gradscope.workload.move import peak, row, rows
@@ -46,12 +47,8 @@ def run_samples(
     start.restore()
     try:
         parts, places = _parts(workload, trial.indexes[0])
-        child = parent.trial(dataclasses.replace(trial, samples=places))
-        ending = Ending("interrupted", 0)
-        try:
-            ending = _look(workload, parts, child, deadline)
-        finally:
-            child.close(ending)
+        told = dataclasses.replace(trial, samples=places)
+        ending = recorded(parent, told, lambda child: _look(workload, parts, child, deadline))
         if on_step:
             on_step(StepSeen(0, trial.indexes[0], math.nan, math.nan, None))
         return ending
@@ -61,24 +58,18 @@ def run_samples(
 
 def _parts(workload: Workload, index: int) -> tuple[list[Any], tuple[int, ...]]:
     """Each sample of a step as a batch of its own, and their places in the data; no places where these are unknown."""
-    count = workload.plan.accumulate
     parts: list[Any] = []
     places: list[int] = []
-    for micro in range(index * count, (index + 1) * count):
-        try:
-            batch = to_device(workload.batches.at(micro), workload.device)
-        except DataEndedError:
-            break
-        size = min(rows(batch), MOST - len(parts))
-        parts += [row(batch, k) for k in range(size)]
-        places += workload.batches.places(micro)[:size]
+    with suppress(DataEndedError):
+        for micro, batch in micro_batches(workload, index):
+            size = min(rows(batch), MOST - len(parts))
+            parts += [row(batch, k) for k in range(size)]
+            places += workload.batches.places(micro)[:size]
     return parts, tuple(places) if len(places) == len(parts) else ()
 
 
 def _look(workload: Workload, parts: list[Any], child: Recorder, deadline: float | None) -> Ending:
-    modes = {module: module.training for module in workload.model.modules()}
-    workload.model.eval()
-    for module in modes:
+    for module in workload.model.modules():
         module.training = isinstance(module, nn.RNNBase)  # whose kernels on a GPU have no backward pass otherwise
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -88,9 +79,6 @@ def _look(workload: Workload, parts: list[Any], child: Recorder, deadline: float
                 _look_at(workload, part, child)
     except Exception as error:
         return Ending("failed", child.step, f"{type(error).__name__}: {error}")
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return Ending("finished", len(parts)) if parts else Ending("failed", 0, "the batch has no rows to take apart")
 
 

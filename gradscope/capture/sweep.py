@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from gradscope.capture.loop import StepSeen, to_device
+from gradscope.capture.loop import StepSeen, micro_batches
+from gradscope.capture.recorder import Recorder
 from gradscope.capture.scaling import autocast
 from gradscope.capture.snapshot import Snapshot
-from gradscope.capture.trials import Parent
+from gradscope.capture.trials import OUT_OF_TIME, Parent, recorded
 from gradscope.runs.schema import Ending, Trial
 from gradscope.workload.model import DataEndedError, Workload
 
@@ -32,38 +33,39 @@ def run_sweep(
     Raises:
         CannotSnapshotError: the training cannot be put back.
     """
-    start.restore()
-    child = parent.trial(trial)
-    ending = Ending("finished", len(trial.indexes))
-    try:
+
+    def look(child: Recorder) -> Ending:
         for optimizer in workload.optimizers:
             optimizer.zero_grad(set_to_none=True)
         for position, index in enumerate(trial.indexes):
             if not workload.batches.reach(index * workload.plan.accumulate):
-                return (ending := Ending("finished", position, "the coming batches are out of reach"))
+                return Ending("finished", position, "the coming batches are out of reach")
             if deadline is not None and time.monotonic() > deadline:
-                return (ending := Ending("interrupted", position, "the time budget ended"))
-            loss = _loss(workload, index)
+                return Ending("interrupted", position, OUT_OF_TIME)
+            try:
+                loss = _loss(workload, index)
+            except DataEndedError:
+                return Ending("finished", position, "the data ended")
             child.observe(loss)
             child.finish_step()
             if on_step:
                 on_step(StepSeen(position, index, loss, math.nan, None))
-    except DataEndedError:
-        ending = Ending("finished", child.step, "the data ended")
+        return Ending("finished", len(trial.indexes))
+
+    start.restore()
+    try:
+        return recorded(parent, trial, look)
     finally:
-        child.close(ending)
         start.restore()
-    return ending
 
 
 def _loss(workload: Workload, index: int) -> float:
     """The mean loss over the step's micro-steps; infinite where the user's code fails on a batch."""
-    count, total = workload.plan.accumulate, 0.0
-    for micro in range(index * count, (index + 1) * count):
-        batch = to_device(workload.batches.at(micro), workload.device)
+    total = 0.0
+    for _, batch in micro_batches(workload, index):
         try:
             with torch.no_grad(), autocast(workload):
-                total += float(workload.training_step(workload.model, batch)) / count
+                total += float(workload.training_step(workload.model, batch)) / workload.plan.accumulate
         except Exception:
             return math.inf
     return total

@@ -80,15 +80,24 @@ def run_trial(
         if change.prepare:
             with torch.no_grad():
                 change.prepare(workload)
-        child = parent.trial(trial)
-        ending: Ending | None = None
-        try:
-            ending = _Play(workload, start.rates, trial, child, change).run(batches, on_step, deadline)
-        finally:
-            child.close(ending or Ending("interrupted", child.step))
-        return ending
+        return recorded(
+            parent,
+            trial,
+            lambda child: _Play(workload, start.rates, trial, child, change).run(batches, on_step, deadline),
+        )
     finally:
         start.restore()
+
+
+def recorded(parent: Parent, trial: Trial, play: Callable[[Recorder], Ending]) -> Ending:
+    """Play a trial with a recorder of its own, which is closed with how that ended."""
+    child = parent.trial(trial)
+    ending: Ending | None = None
+    try:
+        ending = play(child)
+    finally:
+        child.close(ending or Ending("interrupted", child.step))
+    return ending
 
 
 def _batches(workload: Workload, trial: Trial) -> tuple[Sequence[int], Trial]:

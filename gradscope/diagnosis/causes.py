@@ -19,6 +19,7 @@ from gradscope.diagnosis.peers import Excess, choose, excess, smallest
 from gradscope.diagnosis.series import Bools, Indexes, log10, median
 from gradscope.diagnosis.window import stable_prefix
 from gradscope.runs.run import Floats, Run
+from gradscope.runs.schema import is_norm
 
 FIRST_LAYER = 0.5
 """No gradient reaches the input of the first layer: half of its forward excess counts."""
@@ -125,7 +126,7 @@ def amplification(seen: Setting) -> Excess:
     """(L,): the smaller of the forward and the backward excess, since a layer that amplifies does both. Of a norm it says
     nothing: that puts out the same size whatever comes in.
     """
-    norms = np.array(["norm" in kind.lower() for kind in seen.kinds], bool)
+    norms = np.array([is_norm(kind) for kind in seen.kinds], bool)
     groups = [np.flatnonzero(seen.matrix), *seen.groups(~seen.matrix & ~norms, seen.kinds)]
     backward = seen.gain("backward")
     up, down = excess(seen.gain("forward"), groups), excess(backward, groups)

@@ -16,6 +16,7 @@ from gradscope.diagnosis.model import LayerRisk, Level
 from gradscope.diagnosis.peers import Excess
 from gradscope.diagnosis.series import Bools, log10, median, number, percent
 from gradscope.runs.run import Floats, Run
+from gradscope.runs.schema import ROOT
 
 NO_NORM = 0.5
 """Decades that a missing normalisation counts: its neighbours seem to amplify, since their norms undo what it does."""
@@ -28,8 +29,6 @@ LIKE_PEERS = 0.1
 SAMPLED = 4096
 CROWD = 0.25
 """A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
-ROOT = "(root)"
-"""What the model itself is called, whose name is empty."""
 BARE = "no normalisation here, unlike its siblings"
 GAINS = ("init_scale", "forward_gain", "forward_gain_with_activation", "backward_gain", "backward_gain_with_activation")
 LEVELS: tuple[Level, ...] = ("low", "medium", "high")

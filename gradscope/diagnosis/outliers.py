@@ -48,8 +48,9 @@ def next_looks(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
 
     An exploding window leaves a model that tells nothing, so that its batches are looked at with the model it began with.
     """
-    start = "initial" if explosion(run) else "window"
-    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in suspects(run)]
+    seen = explosion(run)
+    start = "initial" if seen else "window"
+    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in suspects(run, seen)]
     wanted = [look for look in looks if look.name not in run.trials]
     return tuple(wanted if allowed > len(wanted) else wanted[: int(allowed)])
 

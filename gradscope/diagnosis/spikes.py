@@ -1,4 +1,4 @@
-"""Single steps whose gradient norm stands out, in the window and in the rehearsals, and the samples behind them."""
+"""Single steps whose gradient norm stands out, in the window and in the rehearsals, and whose batches to suspect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.rehearsals import planned, rehearsed
 from gradscope.diagnosis.series import Bools, Indexes, deviation, median, running_median, unscaled_norms, usable
-from gradscope.diagnosis.window import explosion
+from gradscope.diagnosis.window import Explosion
 from gradscope.runs.run import Floats, Run
 
 WIDTH, NEAR, LEAST, FIRST = 50, 11, 10, 3
@@ -20,16 +20,16 @@ LOOKED = 1.0
 
 @dataclass(frozen=True)
 class Spikes:
-    """(n,) by spike: the step of the plan, its norm, and the median norm of up to 11 steps before it."""
+    """(n,) by spike: the step of the plan, its norm, and how many times that is the median of up to 11 steps before it."""
 
     steps: Indexes
     norms: Floats
-    before: Floats
+    factors: Floats
 
     @property
-    def factors(self) -> Floats:
-        """How far each stands out."""
-        return self.norms / self.before
+    def largest(self) -> int:
+        """Which of them stands out most."""
+        return int(np.argmax(self.factors))
 
 
 def spikes_of(steps: Indexes, norms: Floats, longest: float = LONGEST) -> Spikes:
@@ -47,7 +47,7 @@ def spikes_of(steps: Indexes, norms: Floats, longest: float = LONGEST) -> Spikes
             center = median(others)
             far[i] = (distance[i] - center) / (deviation(others - center) + FLOOR) > Z
     rows = np.flatnonzero(_short(far, longest))
-    return Spikes(steps[rows], norms[rows], norms[rows] / 10 ** distance[rows])
+    return Spikes(steps[rows], norms[rows], 10 ** distance[rows])
 
 
 def _distance(norms: Floats) -> Floats:
@@ -65,11 +65,12 @@ def _short(far: Bools, longest: float) -> Bools:
     return kept
 
 
-def suspects(run: Run) -> list[int]:
+def suspects(run: Run, seen: Explosion | None) -> list[int]:
     """Steps of the plan whose batches may be to blame: the one that stands out most in the window and in the longest
     rehearsal at the planned learning rate, or where these explode, what first stands out there and what is nonfinite first.
+    `seen`: the explosion that the window shows.
     """
-    seen, near = explosion(run), planned(rehearsed(run))
+    near = planned(rehearsed(run))
     found = [seen.first_step, *_first(run, run.step)] if seen else []
     found += _farthest(run, run.step) or _largest_spike(run)
     if near and not seen:
@@ -81,21 +82,24 @@ def suspects(run: Run) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def _usable(run: Run, steps: Indexes) -> tuple[Indexes, Floats]:
+    keep = usable(run)
+    return steps[keep], unscaled_norms(run)[keep]
+
+
 def _farthest(run: Run, steps: Indexes) -> list[int]:
     """The step farthest above those before it, if ten-fold at least."""
-    keep = usable(run)
-    distance = np.nan_to_num(_distance(unscaled_norms(run)[keep])[LEAST:], nan=-1.0)
-    return [int(steps[keep][LEAST + np.argmax(distance)])] if distance.max(initial=0.0) >= LOOKED else []
+    kept, norms = _usable(run, steps)
+    distance = np.nan_to_num(_distance(norms)[LEAST:], nan=-1.0)
+    return [int(kept[LEAST + np.argmax(distance)])] if distance.max(initial=0.0) >= LOOKED else []
 
 
 def _largest_spike(run: Run) -> list[int]:
-    keep = usable(run)
-    spikes = spikes_of(run.step[keep], unscaled_norms(run)[keep])
-    return [int(spikes.steps[np.argmax(spikes.factors)])] if len(spikes.steps) else []
+    spikes = spikes_of(*_usable(run, run.step))
+    return [int(spikes.steps[spikes.largest])] if len(spikes.steps) else []
 
 
 def _first(run: Run, steps: Indexes) -> list[int]:
-    keep = usable(run)
-    far = spikes_of(steps[keep], unscaled_norms(run)[keep], np.inf).steps[:1]
+    far = spikes_of(*_usable(run, steps), np.inf).steps[:1]
     nonfinite = steps[~(np.isfinite(run.loss) & np.isfinite(run.global_norm))][:1]
     return [int(step) for step in (*far, *nonfinite)]

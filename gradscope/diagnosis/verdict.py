@@ -27,7 +27,6 @@ from gradscope.diagnosis.window import (
     late_loss,
 )
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Plan
 
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
@@ -160,12 +159,6 @@ def _where(run: Run, one: Rehearsed) -> str:
     if trial.header.trial is None or not 0 <= row < len(trial.header.trial.indexes):
         return ""
     step = trial.header.trial.indexes[row]
-    at, last = _planned_rate(plan, step), _planned_rate(plan, len(run.step) - 1)
+    at, last = (max(plan.rates_at(place), default=0.0) for place in (step, len(run.step) - 1))
     rate = f", where the learning rate is {number(at / last)} × that of the window" if at > RISEN * last > 0 else ""
     return f" at step {step:,} of the plan{rate}"
-
-
-def _planned_rate(plan: Plan, step: int) -> float:
-    """The highest planned learning rate at a step; 0 where no schedule is known."""
-    place = int(np.searchsorted(plan.lr_steps, step, side="right")) - 1
-    return max(plan.lr[place], default=0.0) if 0 <= place < len(plan.lr) else 0.0

@@ -7,6 +7,7 @@ import gc
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -125,8 +126,9 @@ TRAINERS = {
 
 def trainer() -> str | None:
     """The framework whose code is calling, by the modules on the stack."""
-    frame, names = sys._getframe(), []
+    frame: FrameType | None = sys._getframe()
+    names = []
     while frame is not None:
         names.append(f"{frame.f_globals.get('__name__', '')}.")
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return next((one for one, begins in TRAINERS.items() if any(name.startswith(begins) for name in names)), None)

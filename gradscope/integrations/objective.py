@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ Loss = torch.Tensor | float | None
 
 
 class Objective:
-    """The loss of the backward pass that is running. `origin`: the layer that broke it."""
+    """The loss of the backward pass that is running. `origin`: the layer that broke it. `kept_elsewhere` says whether
+    activations were, so far, so that they cannot be read.
+    """
 
     def __init__(self) -> None:
         self.origin: Broken | None = None
-        self.saves_elsewhere = False
+        self.kept_elsewhere: Callable[[], bool] = lambda: False
         self._scaler: Any = None
         self._unscaled: tuple[Any, Any] = (None, None)
         self._loss: Loss = None
@@ -35,7 +37,7 @@ class Objective:
             roots = self._unscaled[:1]
         self._loss = _value(roots)
         broken = isinstance(self._loss, float) and not math.isfinite(self._loss) and len(roots) == 1
-        self.origin = nonfinite_activation(roots[0]) if broken and not self.saves_elsewhere else None
+        self.origin = nonfinite_activation(roots[0]) if broken and not self.kept_elsewhere() else None
 
     def end(self, roots: Sequence[Any]) -> tuple[Loss, Number]:
         """The loss of the `roots` that were differentiated, and what their gradients are multiplied by."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _ABSENT = object()
 
@@ -40,6 +43,12 @@ class Patches:
     def handle(self, handle: Any) -> None:
         """Remember a hook that `handle.remove()` takes away."""
         self._undo.append(handle.remove)
+
+    def entered(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that `undo` leaves; what it gives."""
+        stack = ExitStack()
+        self._undo.append(stack.close)
+        return stack.enter_context(context)
 
     def undo(self) -> None:
         """Put everything back; a second call does nothing."""

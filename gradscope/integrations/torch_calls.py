@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import lr_scheduler, optimizer
 from torch.utils.data import dataloader
 
+from gradscope.capture.offender import watching_saves
 from gradscope.integrations import clip_calls
 from gradscope.integrations.patches import Patches
 from gradscope.integrations.session import Session
@@ -32,7 +32,7 @@ def install(session: Session) -> Patches:
     _listen_to_schedules(session, patches)
     patches.attribute(dataloader._BaseDataLoaderIter, "__next__", functools.partial(_next_batch, session))
     patches.attribute(os, "_exit", functools.partial(_leave, session))
-    patches.attribute(saved_tensors_hooks, "__enter__", functools.partial(_saving, session))
+    session.objective.kept_elsewhere = patches.entered(watching_saves())
     clip_calls.install(session, patches)
     _forget_in_children(session)
     return patches
@@ -171,15 +171,6 @@ def _next_batch(session: Session, original: Call) -> Call:
         return batch
 
     return __next__
-
-
-def _saving(session: Session, original: Call) -> Call:
-    @functools.wraps(original)
-    def __enter__(self: Any) -> Any:  # noqa: N807
-        session.objective.saves_elsewhere = True
-        return original(self)
-
-    return __enter__
 
 
 def _leave(session: Session, original: Call) -> Call:

@@ -48,7 +48,7 @@ class Track:
         self._after: Mark = ()
         self._marks: Mark = ()
         self._at_end: Mark = ()
-        self._wide, self._apart = True, False
+        self._apart = False
         self._stale = self._kept = False
         self._rates: dict[int, list[Any]] = {}
         self._norms_after: dict[int, float] = {}
@@ -146,10 +146,15 @@ class Track:
     def doubt(self) -> None:
         """Gradients were computed that the sentinels saw nothing of, perhaps here: all are watched, and read again."""
         if not (self.inside_closure or self._wide):
-            self._wide = self._apart = True
+            self._apart = True
             self._after = self._mark()
             if not self._clipped:
                 self.recorder.take(None)
+
+    @property
+    def _wide(self) -> bool:
+        """Whether all gradients are watched in this step."""
+        return self._apart or self.recorder.step < OFTEN
 
     def _mark(self) -> Mark:
         """Changes when a gradient is written to: any, at first and where some backward pass spares the sentinels."""
@@ -290,7 +295,6 @@ class Track:
         self._looked = self._kept = False
         self.scale, self.loss_scale = 1.0, None
         self._rates = {}
-        self._wide = self._apart or self.recorder.step < OFTEN
         self._at_end = self._mark()
 
     def _abandon(self) -> None:

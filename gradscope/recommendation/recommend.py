@@ -114,19 +114,14 @@ def _same(one: float, other: float | None) -> bool:
 
 def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommendation | None:
     """The threshold in use today, where it did no harm: a short trial is no reason to take a safety net away."""
+    if today is None:
+        return None
     longest = [one for one in off.candidates if one.steps == best.steps]
-    own = next((one for one in longest if today is not None and same_threshold(one, today)), None)
+    own = next((one for one in longest if same_threshold(one, today)), None)
     if own is None or own.diverged or surely(own, longest) > above(best.loss or 0.0, TIE):
         return None
-    did = f"The {number(today or 0.0)} in use today did no worse, {number(own.loss or 0.0)}: keep it as a safety net."
-    return dataclasses.replace(
-        off,
-        max_norm=today,
-        mode=mode(own.clipped_fraction),
-        clipped_fraction=own.clipped_fraction,
-        mean_retained_step=own.mean_retained_step,
-        reason=f"{off.reason} {did}",
-    )
+    did = f"The {number(today)} in use today did no worse, {number(own.loss or 0.0)}: keep it as a safety net."
+    return dataclasses.replace(off, **_as_tried(own) | {"max_norm": today}, reason=f"{off.reason} {did}")
 
 
 def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None) -> Recommendation:
@@ -152,14 +147,21 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
         reason += " Even so its loss ended far above where it began: clipping alone does not rescue this training."
     return dataclasses.replace(
         plain,
-        max_norm=best.max_norm,
-        mode=mode(best.clipped_fraction),
-        clipped_fraction=best.clipped_fraction,
-        mean_retained_step=best.mean_retained_step,
+        **_as_tried(best),
         verified=not best.diverged,
         reason=reason,
         candidates=tried,
     )
+
+
+def _as_tried(one: Candidate) -> dict[str, Any]:
+    """What a recommendation says of a threshold as its trial showed it."""
+    return {
+        "max_norm": one.max_norm,
+        "mode": mode(one.clipped_fraction),
+        "clipped_fraction": one.clipped_fraction,
+        "mean_retained_step": one.mean_retained_step,
+    }
 
 
 _OFF: dict[str, Any] = {"max_norm": None, "mode": "off", "clipped_fraction": 0.0, "mean_retained_step": 1.0}

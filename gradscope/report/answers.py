@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradscope.diagnosis.layers import ROOT
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
@@ -15,6 +14,7 @@ from gradscope.report.ranks import apart
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
 from gradscope.runs.run import Run
+from gradscope.runs.schema import ROOT
 
 TITLES = {
     "exploding": ("✖", "X", "exploding"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradscope.report.pool import bins, pool_max
+from gradscope.runs.schema import ROOT
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -18,7 +19,7 @@ _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 def visible(name: str) -> str:
     """A name with every control, direction and unprintable character written out; the root module is `(root)`."""
     if not name:
-        return "(root)"
+        return ROOT
     if name.isascii() and name.isprintable():
         return name
     return "".join(_SHORT.get(c, _escape(c)) if unicodedata.category(c) in _HIDDEN else c for c in name)

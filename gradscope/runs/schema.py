@@ -6,10 +6,14 @@ import dataclasses
 import functools
 import types
 import typing
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 SCHEMA_VERSION = 1
+ROOT = "(root)"
+"""What the model itself is called, whose name is empty."""
 
 MeasuredAt = Literal["pre_clip", "post_clip"]
 GradientsAre = Literal["unscaled", "scaled"]
@@ -33,6 +37,11 @@ class Parameter:
     order: int
     trainable: bool = True
     shared_with: tuple[str, ...] = ()
+
+
+def is_norm(kind: str) -> bool:
+    """Whether modules of this class name normalise."""
+    return "norm" in kind.lower()
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,18 @@ class Plan:
     accumulate: int = 1
     lr_steps: tuple[int, ...] = ()
     lr: tuple[tuple[float, ...], ...] = ()
+
+    def rates_at(self, step: int) -> Sequence[float]:
+        """Each group's rate at a step, on straight lines between the samples; empty where the plan has none."""
+        steps = self.lr_steps
+        if not steps:
+            return ()
+        after = min(bisect_right(steps, step), len(steps) - 1)
+        before = max(after - 1, 0)
+        if step >= steps[after] or after == before:
+            return self.lr[after]
+        share = max(0.0, (step - steps[before]) / (steps[after] - steps[before]))
+        return [a + share * (b - a) for a, b in zip(self.lr[before], self.lr[after], strict=True)]
 
 
 @dataclass(frozen=True)

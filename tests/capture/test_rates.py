@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as schedule
 
 from gradscope.capture import rates
-from gradscope.capture.rates import PlannedRates, planned_lr
+from gradscope.capture.rates import PlannedRates
 from gradscope.runs.schema import Plan
 from gradscope.workload.model import Workload
 from tests.capture.small_workloads import workload
@@ -91,9 +91,9 @@ def test_samples_are_met_and_lines_stay_between_them(steps: list[int], index: in
     steps = sorted(steps)
     plan = Plan(lr_steps=tuple(steps), lr=tuple((float(i % 7), 1.0) for i in steps))
     for step, values in zip(plan.lr_steps, plan.lr, strict=True):
-        assert tuple(planned_lr(plan, step)) == values
+        assert tuple(plan.rates_at(step)) == values
     low, high = min(v[0] for v in plan.lr), max(v[0] for v in plan.lr)
-    assert low <= planned_lr(plan, index)[0] <= high
+    assert low <= plan.rates_at(index)[0] <= high
 
 
 def test_a_rate_that_is_a_tensor_is_read() -> None:

@@ -259,7 +259,7 @@ def test_a_bump_after_the_window_that_passes_in_full_is_no_explosion(tmp_path, e
 
 def test_where_a_rehearsal_fails_is_said_with_its_learning_rate(tmp_path):
     indexes = tuple(range(50, 150))
-    plan = Plan(total_steps=150, lr_steps=(0, 100), lr=((0.1,), (2.0,)))
+    plan = Plan(total_steps=150, lr_steps=(0, 99, 100), lr=((0.1,), (0.1,), (2.0,)))
     losses, norms = np.ones(60), np.ones(60)
     losses[-1] = norms[-1] = INF
     broken = judge(run_with(tmp_path / "nonfinite", (rehearsal(indexes=indexes), (losses, norms)), plan=plan))

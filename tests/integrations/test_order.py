@@ -11,6 +11,7 @@ import pytest
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.integrations import order
 from gradscope.runs import events
+from gradscope.runs.run import Run
 from tests.integrations.scripts import record
 
 HEAD = """
@@ -160,6 +161,13 @@ def test_a_schedule_that_moves_on_before_another_optimizer_steps_changes_no_reco
     assert run.lr[:, 1:].tolist() == [[0.1, 0.2], [0.05, 0.1], [0.025, 0.05]]
 
 
+def as_seen(folder: Path, body: str) -> Run:
+    """The run of a script, whose norms are those that it saw itself."""
+    done = record(folder, HEAD + body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    return done.run
+
+
 @pytest.mark.parametrize("order", ["{0}; {1}", "{1}; {0}"])
 def test_a_backward_pass_of_a_few_parameters_is_part_of_the_step(order: str, tmp_path: Path) -> None:
     passes = order.format("loss_of(model, i).backward()", "(10 * params[-1]).square().sum().backward()")
@@ -167,9 +175,7 @@ def test_a_backward_pass_of_a_few_parameters_is_part_of_the_step(order: str, tmp
         f"for i in range(14):\n    optimizer.zero_grad(); {passes}\n"
         "    seen['norms'].append(norm_of(model)); optimizer.step()"
     )
-    done = record(tmp_path, HEAD + body)
-    assert done.run.micro_steps.tolist() == [2] * 14
-    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert as_seen(tmp_path, body).micro_steps.tolist() == [2] * 14
 
 
 def test_a_backward_pass_of_a_few_parameters_that_comes_late_is_read_too(tmp_path: Path) -> None:
@@ -178,8 +184,7 @@ def test_a_backward_pass_of_a_few_parameters_that_comes_late_is_read_too(tmp_pat
         "    if i > 14: (10 * params[2]).square().sum().backward()\n"
         "    seen['norms'].append(norm_of(model)); optimizer.step()"
     )
-    done = record(tmp_path, HEAD + body)
-    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    as_seen(tmp_path, body)
 
 
 def test_a_backward_pass_of_something_else_after_the_clip_changes_no_norm(tmp_path: Path) -> None:
@@ -189,9 +194,7 @@ def test_a_backward_pass_of_something_else_after_the_clip_changes_no_norm(tmp_pa
         "    seen['norms'].append(norm_of(model)); clip(params, 0.1)\n"
         "    if i > 14: other.square().sum().backward()\n    optimizer.step()"
     )
-    done = record(tmp_path, HEAD + body)
-    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
-    assert done.run.micro_steps.tolist() == [1] * 20
+    assert as_seen(tmp_path, body).micro_steps.tolist() == [1] * 20
 
 
 def test_what_is_clipped_in_parts_has_no_one_threshold(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def check(run: Run) -> Iterator[Finding]:
     spikes = spikes_of(steps, norms)
     if not len(spikes.steps):
         return
-    peak = int(np.argmax(spikes.factors))
+    peak = spikes.largest
     step, factor = int(spikes.steps[peak]), float(spikes.factors[peak])
     layer, share = _leading(run, step)
     carried = f"; {layer} carried {percent(share)} of its square" if layer else ""
