@@ -56,10 +56,12 @@ def next_looks(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
 
 
 def outliers(run: Run) -> list[Outlier]:
-    """The sample that stands out most, of each batch that was taken apart and has one."""
+    """The sample that stands out most, of each batch that was taken apart and has one; one that came again, once."""
     looked = [(trial, made) for trial in run.trials.values() if (made := trial.header.trial) and made.kind == "samples"]
     found = [_outlier(trial, made) for trial, made in looked if trial.header.ending.how == "finished"]
-    return sorted((one for one in found if one), key=lambda one: one.step)
+    ordered = sorted((one for one in found if one), key=lambda one: -one.step)
+    named = {(one.step, one.row) if one.sample is None else one.sample: one for one in ordered}
+    return sorted(named.values(), key=lambda one: one.step)
 
 
 def _outlier(trial: Run, made: Trial) -> Outlier | None:

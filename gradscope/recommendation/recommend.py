@@ -126,6 +126,9 @@ def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommen
 
 def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None) -> Recommendation:
     """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use."""
+    if _needed(tried) and all(one.max_norm is None for one in tried):
+        untried = f"{plain.reason} Without clipping it diverged on its trial; no threshold was tried."
+        return dataclasses.replace(plain, reason=untried, candidates=tried)
     best = next((one for one in tried if one.chosen), None)
     amount = count(len(tried), "threshold")
     if best is None or (best.diverged and best.max_norm is None):

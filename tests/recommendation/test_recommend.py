@@ -327,3 +327,10 @@ def test_the_threshold_in_use_is_kept_where_it_did_no_harm(tmp_path, loss, max_n
     found = recommend(make_run(tmp_path, NORMS, trials=trials, plan=Plan(total_steps=60, max_norm=7.0)))
     assert (found.max_norm, found.verified) == (max_norm, True)
     assert ("The 7 in use today did no worse" in found.reason) == (max_norm is not None)
+
+
+def test_where_only_no_clipping_was_tried_and_diverged_the_percentile_stands(tmp_path):
+    found = recommend(make_run(tmp_path, NORMS, trials=candidate("none", None, [1.0, NAN])))
+    assert (found.max_norm, found.verified) == (pytest.approx(1.95), False)
+    assert "no threshold was tried" in found.reason
+    assert "does not help" not in found.reason

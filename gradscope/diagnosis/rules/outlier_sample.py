@@ -33,7 +33,7 @@ CODE, NAME = "GS207", "outlier-sample"
 
 
 def check(run: Run) -> Iterator[Finding]:
-    """One finding a batch that was taken apart."""
+    """One finding a sample that stands out."""
     for one in outliers(run):
         name = f"row {one.row} of its batch" if one.sample is None else f"sample {one.sample} of the data"
         ahead = ", rehearsed" if one.step > run.step.max(initial=-1) else ""

@@ -132,3 +132,17 @@ def test_a_rehearsal_that_fails_is_looked_at_where_it_begins_to(tmp_path):
     looks = next_looks(run)
     assert [look.indexes for look in looks] == [(80,), (109,)]
     assert {look.start for look in looks} == {"window"}
+
+
+def test_a_sample_that_comes_again_is_told_once(tmp_path):
+    looks = {
+        str(step): (
+            Trial("samples", f"samples-{step}", indexes=(step,), samples=tuple(range(100 - k, 132 - k))),
+            raised(1e6, 5 + k),
+            NOISE,
+            Ending("finished", 32),
+        )
+        for k, step in enumerate((41, 60))
+    }
+    (finding,) = outlier_sample.check(make_run(tmp_path, [1.0] * 50, trials=looks))
+    assert "Step 41: sample 105" in finding.message
