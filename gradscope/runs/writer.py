@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import threading
 import time
-from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradscope.runs import files, tables
+from gradscope.runs.messages import END_OF_STREAM, StepRows
 from gradscope.runs.schema import Ending, Header, Trial, to_json
 
 FLUSH_SECONDS = 0.25
-BUFFER_ROWS = 256
-BUFFER_BYTES = 1 << 22
-CODES = {pa.int32(): "i", pa.int64(): "q", pa.float64(): "d"}
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class RunWriter:
@@ -48,11 +44,10 @@ class RunWriter:
         self._count = 0
         self._failure: str | None = None
         self._lock = threading.Lock()
-        self._rows = _RowBuffer(len(header.parameters))
+        self._rows = StepRows(len(header.parameters))
         self._probes: list[tuple[int, str, str, int, float]] = []
-        self._files: list[Any] = []
         self._steps = self._open(files.STEPS_FILE, self._rows.schema)
-        self._probe_stream = self._open(files.PROBES_FILE, tables.PROBES)
+        self._probe_file = self._open(files.PROBES_FILE, tables.PROBES)
         self._closed = threading.Event()
         self._flusher = threading.Thread(target=self._flush_often, name="gradscope-writer", daemon=True)
         write_header(directory, header)
@@ -60,8 +55,8 @@ class RunWriter:
 
     def _open(self, name: str, schema: pa.Schema) -> Any:
         file = pa.OSFile(str(self.directory / name), "wb")
-        self._files.append(file)
-        return pa.ipc.new_stream(file, schema)
+        file.write(schema.serialize())
+        return file
 
     def append(
         self,
@@ -145,7 +140,7 @@ class RunWriter:
         with pa.OSFile(str(path), "rb") as file:
             for batch in pa.ipc.open_stream(file):
                 kept = batch.take(np.flatnonzero(batch["step"].to_numpy() % every == 0))
-                thinned.write_batch(kept)
+                thinned.write(kept.serialize())
                 count += kept.num_rows
         scratch.replace(path)
         self._steps.close()
@@ -159,8 +154,9 @@ class RunWriter:
         self._flusher.join()
         with self._lock:
             self._write_rows()
-        for stream in (self._steps, self._probe_stream, *self._files):
-            self._guarded(stream.close)
+        for file in (self._steps, self._probe_file):
+            self._guarded(partial(file.write, END_OF_STREAM))
+            self._guarded(file.close)
         if self._failure:
             changes["notes"] = (*self.header.notes, f"writing stopped early: {self._failure}")
         self._guarded(lambda: self.update_header(ending=ending or Ending("finished", self._count), **changes))
@@ -181,69 +177,13 @@ class RunWriter:
         if self._rows.count:
             rows = self._rows.take()
             if not self._failure:
-                self._guarded(lambda: self._steps.write_batch(rows))
+                self._guarded(lambda: self._steps.write(rows))
         if self._probes:
             columns = zip(zip(*self._probes, strict=True), tables.PROBES.types, strict=True)
             batch = pa.RecordBatch.from_arrays([pa.array(c, t) for c, t in columns], schema=tables.PROBES)
             self._probes = []
             if not self._failure:
-                self._guarded(lambda: self._probe_stream.write_batch(batch))
-
-
-class _RowBuffer:
-    """Rows as they came; they are made a batch of columns together."""
-
-    def __init__(self, parameters: int) -> None:
-        self.schema = tables.steps_schema(parameters)
-        self._capacity = max(1, min(BUFFER_ROWS, BUFFER_BYTES // (16 * parameters + 1)))
-        self._parameters = parameters
-        self._scalars: list[tuple[Any, ...]] = []
-        self._norms: list[NDArray[Any]] = []
-        self._peaks: list[NDArray[Any]] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._scalars)
-
-    @property
-    def full(self) -> bool:
-        return self.count >= self._capacity
-
-    def add(self, scalars: tuple[Any, ...], norm: NDArray[Any], peak: NDArray[Any]) -> None:
-        self._scalars.append(scalars)
-        self._norms.append(norm)
-        self._peaks.append(peak)
-
-    def take(self) -> pa.RecordBatch:
-        columns = [_column(c, t) for c, t in zip(zip(*self._scalars, strict=True), self.schema.types, strict=False)]
-        columns += [self._matrix(self._norms), self._matrix(self._peaks)]
-        self._scalars, self._norms, self._peaks = [], [], []
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
-
-    def _matrix(self, rows: list[NDArray[Any]]) -> pa.Array:
-        values = _as_float32(np.concatenate(rows))
-        numbers = pa.Array.from_buffers(pa.float32(), len(values), [None, pa.py_buffer(values)])
-        return pa.FixedSizeListArray.from_arrays(numbers, self._parameters)
-
-
-def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Numbers, truths, or lists of numbers, as an Arrow array; `pa.array` would import pandas into the training."""
-    if kind == pa.bool_():
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
-    if pa.types.is_list(kind):
-        ends = _column([0, *itertools.accumulate(map(len, values))], pa.int32())
-        return pa.ListArray.from_arrays(ends, _column([*itertools.chain(*values)], kind.value_type))
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(array(CODES[kind], values))])
-
-
-def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """A finite value beyond float32 stays finite, since infinite means a nonfinite gradient."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    beyond = np.isinf(narrow)
-    if beyond.any():
-        narrow[beyond & np.isfinite(values)] = _FLOAT32_MAX
-    return narrow
+                self._guarded(lambda: self._probe_file.write(batch.serialize()))
 
 
 def write_header(directory: Path, header: Header) -> None:

@@ -2,19 +2,38 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradscope.errors import RunFormatError
-from gradscope.runs import files, tables, writer
+from gradscope.runs import files, messages, tables, writer
 from gradscope.runs.reader import load_run, read_header
 from gradscope.runs.schema import Ending, Offender, Trial
 from gradscope.runs.writer import RunWriter
 from tests.builders import make_header
+
+MOST = float(np.finfo(np.float32).max)
+NUMBERS = st.lists(st.floats(0, 1e39), min_size=3, max_size=3).map(np.array)
+ROW = st.fixed_dictionaries(
+    {
+        "step": st.integers(0, 2**60),
+        "loss": st.floats(),
+        "lr": st.lists(st.floats(0, 10), max_size=3),
+        "skipped": st.booleans(),
+        "nonfinite": st.integers(0, 2**60),
+        "micro_steps": st.integers(1, 2**31 - 1),
+        "loss_scale": st.floats(),
+        "grad_norm": NUMBERS,
+        "grad_max": NUMBERS,
+    }
+).map(lambda row: row | {"global_norm": float(np.linalg.norm([*row["grad_norm"], *row["grad_max"]]))})
 
 
 @pytest.fixture
@@ -59,8 +78,28 @@ def test_a_run_comes_back_as_it_was_written(run):
     assert back.id == "run"
 
 
+@given(st.lists(st.lists(ROW, max_size=20), max_size=24))
+def test_rows_come_back_however_many_are_written_together(flushes):
+    with tempfile.TemporaryDirectory() as folder:
+        one = RunWriter(Path(folder) / "run", make_header())
+        for rows in flushes:
+            for row in rows:
+                append(one, **row)
+            one.flush()
+        one.close()
+        back, rows = load_run(one.directory), [row for flush in flushes for row in flush]
+        assert back.notes == ()
+        for name in ("step", "loss", "skipped", "nonfinite", "micro_steps", "loss_scale", "global_norm"):
+            assert np.array_equal(getattr(back, name), [row[name] for row in rows], equal_nan=True)
+        assert [rates[~np.isnan(rates)].tolist() for rates in back.lr] == [row["lr"] for row in rows]
+        for name in ("grad_norm", "grad_max"):
+            wide = np.array([row[name] for row in rows], float).reshape(-1, 3)
+            assert np.array_equal(np.asarray(getattr(back, name)), np.clip(wide, -MOST, MOST).astype(np.float32))
+
+
 def test_nonfinite_values_are_kept_and_large_ones_stay_finite(run):
-    append(run, 0, grad_norm=np.array([np.nan, np.inf, 1e300]), grad_max=np.array([1e-40, -np.inf, 1.0]))
+    wide = np.array([np.nan, np.inf, 1e300])
+    append(run, 0, grad_norm=wide, grad_max=np.array([1e-40, -np.inf, 1.0]), global_norm=1e300)
     append(run, 1, grad_norm=np.array([1, np.nan, np.inf], np.float32), loss=float("nan"), global_norm=float("inf"))
     run.close()
     back = load_run(run.directory)
@@ -95,12 +134,12 @@ def test_a_run_without_parameters_or_rows_is_readable(tmp_path):
 
 
 def test_more_rows_than_the_buffer_holds(run):
-    for step in range(writer.BUFFER_ROWS + 10):
+    for step in range(messages.MOST_ROWS + 10):
         append(run, step)
     run.flush()
-    assert len(load_run(run.directory).step) == writer.BUFFER_ROWS + 10
+    assert len(load_run(run.directory).step) == messages.MOST_ROWS + 10
     run.close()
-    assert load_run(run.directory).header.ending == Ending("finished", writer.BUFFER_ROWS + 10)
+    assert load_run(run.directory).header.ending == Ending("finished", messages.MOST_ROWS + 10)
 
 
 def test_a_second_close_does_nothing(run):
@@ -191,7 +230,7 @@ def _rows(directory: Path) -> int:
 
 
 def use_all_verbs(run):
-    for step in range(writer.BUFFER_ROWS + 5):
+    for step in range(messages.MOST_ROWS + 5):
         append(run, step)
     run.probe(0, "forward_gain", ["fc1"], [1.0])
     run.update_header(overhead_s=9.0)
@@ -221,13 +260,13 @@ def test_a_forked_child_writes_nothing(run, really, monkeypatch):
     assert back.header.overhead_s is None
 
 
-@pytest.mark.parametrize("stream", ["_steps", "_probe_stream"])
+@pytest.mark.parametrize("stream", ["_steps", "_probe_file"])
 def test_a_full_disk_stops_the_writing_not_the_training(run, stream, monkeypatch):
     append(run, 0)
     run.flush()
 
     class Full:
-        def write_batch(self, batch):
+        def write(self, message):
             raise OSError(28, "No space left on device")
 
         def close(self):
