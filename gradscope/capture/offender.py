@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,25 +16,38 @@ from gradscope.capture.recorder import Recorder
 
 WIDEST = 200_000
 """Nodes after which a walk through a whole graph gives up."""
-VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+VIEWS = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias", "Expand", "Squeeze", "Unsqueeze"),
+        *("Select", "Slice", "Split", "Unbind", "Chunk", "Clone", "ToCopy"),
+    )
+)
+"""Operations that only hand on what they are given."""
+PLACES = {"_saved_self": 0, "_saved_other": 1}
+"""Which input of an operation is saved by this name."""
 
 TARGETS = frozenset({"_saved_target", "_saved_weight", "_saved_pos_weight"})
 """What a loss is given besides the output of the network."""
 
 
 class Broken(NamedTuple):
-    """What was nonfinite first: `what` of the layer with this `parameter` (an id), its `activation` or its `input`."""
+    """What was nonfinite first: `what` of the layer with this `parameter` (an id), its `activation` or its `input`; or what
+    one of `operations` computed after that layer.
+    """
 
     parameter: int
     what: str
+    operations: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):
-    """`what` of the layer with the parameter at `place` broke first; `itself`: the parameter's own value is not finite."""
+    """As `Broken`, of the layer with the parameter at `place`; `itself`: the parameter's own value is not finite."""
 
     place: int
     itself: bool
     what: str
+    operations: tuple[str, ...] = ()
 
 
 def origin_of(recorder: Recorder, loss: torch.Tensor) -> Origin | None:
@@ -64,14 +78,16 @@ def watching_saves() -> Iterator[Callable[[], bool]]:
 def origin_at(recorder: Recorder, broken: Broken | None) -> Origin | None:
     """Where among the recorder's parameters that is; None where it is none of them."""
     place = recorder.places.get(broken.parameter) if broken is not None else None
-    return None if broken is None or place is None else Origin(place, not finite(recorder.tensors[place]), broken.what)
+    if broken is None or place is None:
+        return None
+    return Origin(place, not finite(recorder.tensors[place]), broken.what, broken.operations)
 
 
 def say_what_went_first(recorder: Recorder, origin: Origin | None) -> None:
     """The step just finished is the first with something nonfinite: its loss was, and before that what `origin` names."""
     if origin is not None:
         parameter = recorder.header.parameters[origin.place]
-        recorder.blame(origin.what, parameter.layer, parameter.name if origin.itself else None)
+        recorder.blame(origin.what, parameter.layer, parameter.name if origin.itself else None, origin.operations)
 
 
 def nonfinite_activation(loss: torch.Tensor) -> Broken | None:
@@ -94,10 +110,67 @@ def nonfinite_activation(loss: torch.Tensor) -> Broken | None:
                 return Broken(id(own[0]), "input")
             if place > last and (before is None or broken <= TARGETS or not _comes_from(node, before[0])):
                 return None
-            made = before[1] if before else next(iter(own), None)  # mostly inputs: what came before made them
-            return None if made is None else Broken(id(made), "activation")
+            return _made(node, broken, before[1] if before else next(iter(own), None))
         before = (node, own[0]) if own else before
     return None
+
+
+def _made(node: Any, broken: set[str], before: torch.Tensor | None) -> Broken | None:
+    """What made the nonfinite values that `node` keeps: a layer, or operations after it. What was kept earlier is finite, so
+    it is one of those that follow the last operation with kept values.
+
+    `before`: a parameter of the layer to name where operations have several inputs, so that none is the one.
+    """
+    operations = _suspects(node, broken)
+    layer = _layer_before(node)
+    if operations is None or layer is None:
+        return None if before is None else Broken(id(before), "activation")
+    return Broken(id(layer), "activation", tuple(map(_named, operations)))
+
+
+def _suspects(node: Any, broken: set[str]) -> list[Any] | None:
+    """The operations that may have made what `node` keeps; none: the layer before it; None: unknown."""
+    if all(name in PLACES and node.next_functions[PLACES[name]][0] is None for name in broken):
+        return [node]  # it was given a value from outside the network
+    suspects = [node] if any(map(_is_output, broken)) else []
+    known = bool(suspects) and any(name not in broken for name, _ in _saved(node))
+    while not known:
+        givers = _givers(node)
+        if len(givers) != 1:
+            return None
+        node = givers[0]
+        kept = [name for name, _ in _saved(node)]
+        if not any(map(_is_output, kept)):
+            suspects.insert(0, node)
+        known = bool(kept)
+    return [] if suspects and _leaves(suspects[0]) else suspects
+
+
+def _givers(node: Any) -> list[Any]:
+    """The operations whose results it reads, but for those that only hand on what they are given."""
+    found: list[Any] = []
+    for one, _ in node.next_functions:
+        if one is not None and not hasattr(one, "variable"):
+            found += _givers(one) if one.name() in VIEWS else [one]
+    return list(dict.fromkeys(found))
+
+
+def _layer_before(node: Any) -> torch.Tensor | None:
+    """A parameter of the nearest layer whose result `node` reads, the last one of them to run."""
+    pending, seen, found = _givers(node), set(), []
+    while pending:
+        one = pending.pop()
+        if one not in seen:
+            seen.add(one)
+            own = _leaves(one)
+            found += [(int(one._sequence_nr()), own[0])] if own else []
+            pending += [] if own else _givers(one)
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def _named(node: Any) -> str:
+    """What the operation is called: `log` for LogBackward0."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", node.name())).lower()
 
 
 def _is_output(name: str) -> bool:
@@ -130,8 +203,10 @@ def _leaves(node: Any) -> list[torch.Tensor]:
     """The parameters that the node reads, as they are or through a view."""
     found = []
     for following, _ in node.next_functions:
-        inner = [one for one, _ in following.next_functions] if following and following.name() in VIEWS else [following]
-        found += [leaf for one in inner if (leaf := getattr(one, "variable", None)) is not None]
+        while following is not None and following.name() in VIEWS:
+            following = following.next_functions[0][0]
+        if (leaf := getattr(following, "variable", None)) is not None:
+            found.append(leaf)
     return found
 
 

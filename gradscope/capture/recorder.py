@@ -273,11 +273,15 @@ class Recorder:
         if self._writer:
             self._writer.update_header(**changes)
 
-    def blame(self, went_first: str, layer: str | None = None, parameter: str | None = None) -> None:
+    def blame(
+        self, went_first: str, layer: str | None = None, parameter: str | None = None, operations: tuple[str, ...] = ()
+    ) -> None:
         """What was nonfinite before the loss was, where the step just finished is the first with something nonfinite."""
         found = self.header.first_nonfinite
         if found is not None and (found.went_first, found.step) == ("loss", self.step - 1):
-            told = dataclasses.replace(found, went_first=went_first, layer=layer, parameter=parameter)
+            told = dataclasses.replace(
+                found, went_first=went_first, layer=layer, parameter=parameter, operations=operations
+            )
             self.update_header(first_nonfinite=told)
 
     def trial(self, trial: Trial, **changes: Any) -> Recorder:

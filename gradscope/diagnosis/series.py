@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,3 +145,9 @@ def percent(fraction: float) -> str:
 def count(amount: int, noun: str) -> str:
     """`1 step`, `3 steps`."""
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+
+
+def any_of(words: Sequence[str]) -> str:
+    """`log`, `add or log`, `bmm, add or log`."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last

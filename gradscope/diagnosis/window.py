@@ -16,6 +16,8 @@ LATE_LOSSES, LATE_SHARE = 8, 10
 LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
 BLOWN, BEFORE = 1000.0, 100
 NOT_RECOVERED = 0.75
+RISING = 2
+SHORTLY, GREW = 3, 3.0
 JUMP = 30.0
 GUARD = 0.01
 """A beginning a hundred times below the median of the window is no reference."""
@@ -33,9 +35,9 @@ class Explosion:
 
 def explosion(run: Run) -> Explosion | None:
     """The explosion that the recorded steps show, or None: `seen_in_window`, or a norm above 1000 × what came before it with
-    a loss that recovers neither in the window nor in a rehearsal of the plan.
+    a loss that recovers neither in the window nor in a rehearsal of the plan, or that rises where the recording ends.
     """
-    return seen_in_window(run) or _stays_blown(run)
+    return seen_in_window(run) or _stays_blown(run) or _ends_rising(run)
 
 
 def seen_in_window(run: Run) -> Explosion | None:
@@ -85,6 +87,28 @@ def unseen_losses(run: Run) -> Bools:
     """(T,): steps of a script whose loss was not seen: it is NaN, as an unknown one is, and the gradient is finite."""
     of_a_script = run.header.recorded_by != "analyze"
     return np.asarray(np.isnan(run.loss) & np.isfinite(run.global_norm) & of_a_script)
+
+
+def growth_before(run: Run, row: int) -> float | None:
+    """The largest of the last 3 norms before a row ÷ the median of those before them, of the first where these are under 5;
+    None where so few do not show whether it grew.
+    """
+    norms = unscaled_norms(run)[:row][usable(run)[:row]]
+    if run.header.measured_at != "pre_clip" or len(norms) < SHORTLY - 1:
+        return None
+    few = len(norms) < EARLY_LOSSES + SHORTLY
+    growth = float(norms[-SHORTLY:].max()) / (float(norms[0]) if few else median(norms[:-SHORTLY]))
+    return None if few and growth <= LOSS_FACTOR else growth
+
+
+def what_to_do(run: Run, row: int, look: str) -> str:
+    """Advice for a row that is the first with something nonfinite. `look`: where to look if it came out of nothing."""
+    growth = growth_before(run, row)
+    if growth is None:
+        return f"If the gradient norm grew before, lower the learning rate or clip; if not, look at {look}."
+    if growth > GREW:
+        return f"The gradient norm had grown {number(growth)} × just before: lower the learning rate or clip."
+    return f"The gradient norm had not grown before, so first look at {look} (a division by 0, a log or root of 0)."
 
 
 def broken_data(run: Run) -> bool:
@@ -167,6 +191,27 @@ def _stays_blown(run: Run) -> Explosion | None:
     row = int(np.argmax(jumps))
     pair = float(seen.norms[row]), float(before[row]), BLOWN
     return _explosion(run, seen.norm_rows[row:], seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
+
+
+def _ends_rising(run: Run) -> Explosion | None:
+    """A script that stops at what it sees leaves a few rows of an explosion: at least two at the end whose losses are above
+    10 × the median before, the last the highest, with a norm above 1000 × the median before.
+    """
+    rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
+    losses, norms = run.loss[rows], unscaled_norms(run)[rows]
+    begin = len(rows)
+    while begin > EARLY_LOSSES and losses[begin - 1] > LOSS_FACTOR * median(np.abs(losses[: begin - 1])):
+        begin -= 1
+    if len(rows) - begin < RISING or losses[begin:].max() > losses[-1]:
+        return None
+    before, loss, highest = median(norms[:begin]), median(np.abs(losses[:begin])), float(norms[begin:].max())
+    ends = (_end(trial) for trial in run.trials.values() if of_the_plan(trial))
+    if not highest > BLOWN * before > 0 or any(end <= LOSS_FACTOR * loss for end in ends):
+        return None
+    said = (
+        f"the loss rises to {number(losses[-1])} at the last step, against {number(loss)} before, and the gradient norm"
+    )
+    return _explosion(run, rows[begin:], norms[begin:], (highest, before, BLOWN), said)
 
 
 def of_the_plan(trial: Run) -> bool:

@@ -49,7 +49,7 @@ class Track:
         self._marks: Mark = ()
         self._at_end: Mark = ()
         self._apart = False
-        self._stale = self._kept = False
+        self._stale = self._kept = self._skips = False
         self._rates: dict[int, list[Any]] = {}
         self._norms_after: dict[int, float] = {}
         self._clipped = self._clips = self._looked = False
@@ -283,10 +283,13 @@ class Track:
             self.recorder.take(reading._replace(norms=reading.norms.without(self._spare)))
 
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
-        """Write what is left and how it ended; `ending` is told the steps taken."""
+        """Write what is left and how it ended; `ending` is told the steps taken.
+
+        The first nonfinite step that is not taken is no skipped one here, but the one that the script stops at.
+        """
         reading, unseen = self.recorder.reading, not self._hooked and (self.recorder.step or not self._references)
         if self._stepped or (reading is not None and (unseen or reading.broken)):
-            self.finish_step(skipped=self._hooked and not self._stepped)
+            self.finish_step(skipped=self._hooked and not self._stepped and self._skips)
         self.recorder.close(ending(self.recorder.step) if ending else None)
 
     def _begin(self) -> None:
@@ -301,6 +304,7 @@ class Track:
         """The gradients were thrown away. Where no optimizer steps that is how a step ends; else it was left out."""
         reading, by_hand = self.recorder.reading, not self._hooked and (self._clipped or not self._references)
         if reading is not None and (by_hand or reading.broken):
+            self._skips = self._skips or self._hooked
             self.finish_step(skipped=self._hooked)
         else:
             self.recorder.abandon()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gradscope.diagnosis.ranks import first_ranks, named
+from gradscope.diagnosis.series import any_of
 from gradscope.report.model import Report
 from gradscope.report.text import number, plural, share, visible
 from gradscope.runs.run import Run
@@ -58,6 +59,8 @@ def _first_nonfinite(run: Run, offender: Offender) -> str:
     if offender.went_first == "input" and not offender.layer:
         return f"the data, at step {offender.step}"
     where = visible(offender.parameter or offender.layer or "unknown layer")
+    if offender.operations:
+        return f"what {visible(any_of(offender.operations))} computed after {where}, at step {offender.step}"
     return f"{offender.went_first} of {where} at step {offender.step}"
 
 

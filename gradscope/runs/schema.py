@@ -137,7 +137,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Offender:
-    """The first nonfinite value, from before it spread. `went_first`: loss | input | activation | gradient."""
+    """The first nonfinite value, from before it spread. `went_first`: loss | input | activation | gradient.
+
+    `operations`: one of them, computed after the layer, gave it, rather than the layer itself.
+    """
 
     step: int
     layer: str | None
@@ -145,6 +148,7 @@ class Offender:
     went_first: str
     micro_step: int = 0
     batch: int | None = None
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,32 @@ def test_a_loss_that_falls_below_zero_does_not_explode(tmp_path):
 
 
 def test_few_steps_show_only_nonfinite_values(tmp_path):
-    rising = make_run(tmp_path, np.logspace(0, 9, 19), loss=np.logspace(0, 9, 19))
+    rising = make_run(tmp_path, np.logspace(0, 2, 19), loss=np.logspace(0, 2, 19))
     assert explosion(rising) is None
     assert not enough(rising)
     assert enough(make_run(tmp_path, FLAT[:20]))
     assert enough(make_run(tmp_path, [NAN] * 20, columns={"nonfinite": [0] * 20}))
+
+
+def test_a_script_that_stops_at_an_explosion(tmp_path):
+    norms, losses = [16.0] * 40, [*np.linspace(400, 10, 20), *[11.0] * 20]
+    seen = explosion(make_run(tmp_path, [*norms, 660, 1e4, 6e11], loss=[*losses, 507.0, 2.3e4, 2.9e13]))
+    assert seen is not None
+    assert seen.first_step == 40
+    assert "the loss rises to 2.9e+13 at the last step, against 11 before" in seen.reason
+    few = explosion(make_run(tmp_path, [87, 165, 80, 68, 75, 9e8, 1.5e27], loss=[1e3, 1e3, 2e3, 1e3, 1e3, 3e8, 1e29]))
+    assert few is not None
+    assert few.first_step == 5
+
+
+def test_a_rise_at_the_end_that_is_no_explosion(tmp_path):
+    norms, losses = [16.0] * 40, [*np.linspace(400, 10, 20), *[11.0] * 20]
+    assert (
+        explosion(make_run(tmp_path, [*norms, 6e11], loss=[*losses, 2.9e13])) is None
+    )  # one step, perhaps a bad sample
+    assert explosion(make_run(tmp_path, [*norms, 6e11, 1e6], loss=[*losses, 2.9e13, 1e7])) is None  # comes back
+    assert explosion(make_run(tmp_path, [*norms, 60, 70], loss=[*losses, 500.0, 900.0])) is None  # norms that stay
+    assert explosion(make_run(tmp_path, [*norms, 1e6, 6e11], loss=[*losses, 12.0, 13.0])) is None  # losses that stay
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])

@@ -48,6 +48,7 @@ CASES = {
     "gradient": ("y = model(x)\n    loss = (y - (y.detach() if i == 1 else 9)).abs().pow(0.25).sum()", "2.weight", "2"),
 }
 
+OPERATIONS = {"activation": ("div",), "output": ("mul",)}
 WENT = {"weight": "activation", "output": "activation", "target": "loss", "judged target": "loss"}
 
 
@@ -60,6 +61,70 @@ def test_what_went_first(name: str, tmp_path: Path) -> None:
     assert (found.went_first, found.step, found.batch, found.micro_step) == (went, 1, 1, 0)
     assert found.layer == layer
     assert found.parameter == parameter
+    assert found.operations == OPERATIONS.get(name, ())
+
+
+BETWEEN = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.qkv, self.tail = nn.Linear(6, 8), nn.Linear(8, 24), nn.Linear(8, 1)
+        nn.init.ones_(self.qkv.weight)
+
+    def forward(self, x, bad):
+        h = self.stem(x)
+        {body}
+        return self.tail(h)
+
+net = Net()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+for i in range(2):
+    optimizer.zero_grad()
+    with {context}:
+        loss = net(torch.ones(4, 6), i == 1).float().pow(2).mean()
+    loss.backward()
+    optimizer.step()
+"""
+ATTENTION = (
+    "q, k, v = self.qkv(h).chunk(3, -1); mask = torch.full((4, 4), bad)\n        "
+    "h = (q @ k.T / 2).masked_fill(mask, -math.inf).softmax(-1) @ v"
+)
+HALF = "torch.autocast('cpu', dtype=torch.float16)"
+
+
+@pytest.mark.parametrize(
+    ("body", "context", "layer", "operations"),
+    [
+        ("h = torch.log(torch.relu(h) * (0.0 if bad else 1.0) + (0.0 if bad else 1.0))", "", "stem", ("log",)),
+        ("h = h.tanh() * torch.full_like(h, math.inf if bad else 1.0)", "", "stem", ("mul",)),
+        (ATTENTION, "", "qkv", ("mm", "div", "masked_fill", "softmax")),
+        ("h = self.qkv(h.abs().sign() * (6e4 if bad else 1.0))[:, :8] * 1e-4", HALF, "qkv", ()),
+    ],
+)
+def test_what_went_first_between_layers(
+    body: str, context: str, layer: str, operations: tuple[str, ...], tmp_path: Path
+) -> None:
+    script = BETWEEN.format(body=body, context=context or "torch.enable_grad()")
+    found = record(tmp_path, script).run.header.first_nonfinite
+    assert found is not None
+    assert (found.step, found.went_first, found.layer, found.operations) == (1, "activation", layer, operations)
+
+
+def test_the_step_that_a_script_stops_at(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.01)
+    for i in range(5):
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 6) * (1e30 if i == 3 else 1.0)).pow(2).mean()
+        loss.backward()
+        if not math.isfinite(loss.item()):
+            break
+        optimizer.step()
+    """
+    run = record(tmp_path, body).run
+    assert run.skipped.tolist() == [False] * 4
+    assert run.header.first_nonfinite is not None
+    assert run.header.first_nonfinite.step == 3
 
 
 def test_checkpointed_activations_are_left_alone(tmp_path: Path) -> None:

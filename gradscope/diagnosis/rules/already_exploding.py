@@ -26,12 +26,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import finding
-from gradscope.diagnosis.window import LEAST, broken_data, enough, explosion
+from gradscope.diagnosis.window import GREW, LEAST, broken_data, enough, explosion, growth_before, harmful
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS201", "already-exploding"
+DISTRUSTED = "threshold from these steps is to be trusted"
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,23 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "critical",
         f"The training explodes in the {len(run.step)} recorded steps, from about step {seen.first_step}: {seen.reason}.",
-        "Clean the data: neither a learning rate nor clipping helps, and no threshold from these steps is to be trusted."
-        if broken_data(run)
-        else "Lower the learning rate, lengthen the warm-up, or clip; thresholds from these steps are not to be trusted.",
+        _advice(run),
         steps=(seen.first_step, int(run.step[-1])),
         value=seen.value,
         limit=seen.limit,
         unit="times the beginning",
     )
+
+
+def _advice(run: Run) -> str:
+    """What helps, and what does not."""
+    if broken_data(run):
+        return f"Clean the data: neither a learning rate nor clipping helps, and no {DISTRUSTED}."
+    bad = np.flatnonzero(harmful(run))
+    growth = growth_before(run, int(bad[0])) if len(bad) else None
+    if growth is not None and growth <= GREW:
+        return f"The norm had not grown before: find what went nonfinite first, since that is what to mend; no {DISTRUSTED}."
+    return f"Lower the learning rate, lengthen the warm-up, or clip; no {DISTRUSTED}."
 
 
 RULE = Rule(CODE, NAME, check)

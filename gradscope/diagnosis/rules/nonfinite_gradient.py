@@ -31,15 +31,13 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.ranks import first_ranks, named
-from gradscope.diagnosis.series import count, finding, read_at
-from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps
+from gradscope.diagnosis.series import any_of, count, finding, read_at
+from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps, what_to_do
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Offender, Parameter
 
 CODE, NAME = "GS101", "nonfinite-gradient"
-ADVICE = (
-    "Look at what it computes from that step's batch; if its gradient grew before, lower the learning rate or clip."
-)
+LOSS = "how the loss is computed from that step's batch"
 DATA_ADVICE = (
     "Repair or leave out the nonfinite values in the data: neither learning rate nor clipping helps against them."
 )
@@ -73,7 +71,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         "critical",
         f"The gradient is nonfinite at step {run.step[row]}: {origin.said} "
         f"({held}{count(len(rows), 'step')} of {len(bad)} in all; norms are {read_at(run)}).",
-        origin.advice,
+        DATA_ADVICE if origin.look is None else what_to_do(run, row, origin.look),
         subject=origin.layer,
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=elements,
@@ -93,39 +91,65 @@ def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:
 
 
 class _Origin(NamedTuple):
-    """The layer where it began, how to say so, and what to do."""
+    """The layer where it began, how to say so, and where to look; None: at the data."""
 
     layer: str | None
     said: str
-    advice: str = ADVICE
+    look: str | None
 
 
 def _origin(run: Run, row: int) -> _Origin:
     ranks = first_ranks(run)
     if ranks and 0 not in ranks.ranks and ranks.step <= int(run.step[row]):
-        return _Origin(None, f"the loss of {named(ranks.ranks)} was nonfinite first, at step {ranks.step}")
+        one = named(ranks.ranks)
+        return _Origin(
+            None, f"the loss of {one} was nonfinite first, at step {ranks.step}", f"the batch of {one} there"
+        )
     seen = run.header.first_nonfinite
     if seen is not None and seen.step == int(run.step[row]):
-        return _as_seen(seen)
+        return _as_seen(run, row, seen)
     losses = nonfinite_losses(run)[: row + 1]
     if losses.any():
-        return _Origin(None, f"the loss was nonfinite before any gradient, at step {run.step[int(np.argmax(losses))]}")
+        first = run.step[int(np.argmax(losses))]
+        return _Origin(None, f"the loss was nonfinite before any gradient, at step {first}", LOSS)
     parameter = first_nonfinite_parameter(run, row)
     if parameter is None:
-        return _Origin(None, "the global norm overflowed, though no single parameter did")
-    return _Origin(parameter.layer, f"it began in {parameter.layer} ({parameter.name}), the first in backward order")
+        return _Origin(None, "the global norm overflowed, though no single parameter did", "the largest norms")
+    said = f"it began in {parameter.layer} ({parameter.name}), the first in backward order"
+    return _in_backward(run, row, parameter.layer, said)
 
 
-def _as_seen(seen: Offender) -> _Origin:
+def _as_seen(run: Run, row: int, seen: Offender) -> _Origin:
     """As the recorder saw it."""
     batch = "" if seen.batch is None else f", batch {seen.batch}"
     if seen.went_first == "loss":
-        return _Origin(None, f"the loss was nonfinite before any gradient{batch}")
+        return _Origin(None, f"the loss was nonfinite before any gradient{batch}", LOSS)
     if seen.went_first == "input":
         what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
-        return _Origin(None, f"{what} nonfinite first{batch}", DATA_ADVICE)
+        return _Origin(None, f"{what} nonfinite first{batch}", None)
     where = seen.layer or seen.parameter or "the network"
-    return _Origin(seen.layer, f"the {seen.went_first} of {where} went first{batch}")
+    if seen.operations:
+        said = f"what {any_of(seen.operations)} computed after {where} went first{batch}"
+        return _Origin(seen.layer, said, "what that operation was given")
+    said = f"the {seen.went_first} of {where} went first{batch}"
+    if seen.went_first == "gradient" and seen.layer:
+        return _in_backward(run, row, seen.layer, said)
+    return _Origin(seen.layer, said, f"what {where} computes from that step's batch")
+
+
+def _in_backward(run: Run, row: int, layer: str, said: str) -> _Origin:
+    """With the layer that the backward pass came from, where its own gradient was finite."""
+    norms = zip(run.header.parameters, run.norms[row], strict=True)
+    order = {one.layer: one.order for one in run.header.parameters}
+    behind = [
+        (one.order, one.layer) for one, norm in norms if np.isfinite(norm) and one.order > order.get(layer, np.inf)
+    ]
+    if not behind:
+        return _Origin(layer, said, f"what {layer} computes from that step's batch")
+    other = min(behind)[1]
+    return _Origin(
+        layer, f"{said}, while that of {other}, next behind it, was finite", f"what is computed from {layer} to {other}"
+    )
 
 
 RULE = Rule(CODE, NAME, check)

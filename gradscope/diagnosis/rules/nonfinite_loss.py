@@ -26,7 +26,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
-from gradscope.diagnosis.window import broken_data, harmful, nonfinite_losses
+from gradscope.diagnosis.window import broken_data, harmful, nonfinite_losses, nonfinite_steps, what_to_do
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS102", "nonfinite-loss"
@@ -59,14 +59,23 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "warning" if survived else "critical",
         f"The loss is {run.loss[row]} at step {run.step[row]}{_before(run, row)} ({amount}{skipped}).",
-        "Look at this step's batch, which is not finite itself."
-        if broken_data(run)
-        else "If the gradient norm grew before, lower the learning rate or clip; if not, look at this step's batch.",
+        _advice(run, row),
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=len(rows),
         limit=float(settings.allowed),
         unit="steps",
     )
+
+
+def _advice(run: Run, row: int) -> str:
+    if broken_data(run):
+        return "Look at this step's batch, which is not finite itself."
+    if (earlier := np.flatnonzero(nonfinite_steps(run)[:row])).size:
+        return f"The nonfinite gradient of step {run.step[earlier[0]]} ruined the weights: look there."
+    origin = run.header.first_nonfinite
+    if origin is not None and origin.step == run.step[row] and origin.layer:
+        return f"GS101 says where it began: look there, at {origin.layer}."
+    return what_to_do(run, row, "this step's batch and how the loss is computed from it")
 
 
 def _before(run: Run, row: int) -> str:

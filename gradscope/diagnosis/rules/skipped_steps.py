@@ -58,8 +58,8 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     share = len(later) / (len(run.step) - settling)
     worst: Severity = "critical" if share > settings.critical else "warning"
     row = int(later[0])
-    origin = first_nonfinite_parameter(run, row)
-    began = f"; the first of them, step {run.step[row]}, overflowed in {origin.name}" if origin and scaled else ""
+    origin = first_nonfinite_parameter(run, row) if scaled else None
+    began = f"; the first of them, step {run.step[row]}, overflowed in {origin.name}" if origin else ""
     who, after = ("gradient scaler", " after its scale had settled") if scaled else ("script", "")
     amount = f"{count(len(later), 'step')} of the {len(run.step) - settling}{after} ({percent(share)})"
     yield finding(

@@ -5,8 +5,9 @@ What it detects
 Why it matters
     The 95th percentile of 12 norms is little more than their maximum, and spikes, growth and explosion cannot be judged.
 How it decides
-    Counts steps that were taken and have a finite norm. Fires below 20. Unit: steps. For orientation: an upper 95 %
-    confidence bound on the 95th percentile needs 59.
+    Counts steps that were taken and have a finite norm. Fires below 20; an information where the recorded steps explode,
+    since more of them would say no more. Unit: steps. For orientation: an upper 95 % confidence bound on the 95th
+    percentile needs 59.
 Known problems
     None: it only counts.
 What to do
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import count, finding
+from gradscope.diagnosis.window import explosion
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS501", "too-few-steps"
@@ -42,13 +44,16 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     measured = int(run.measured.sum())
     if measured >= settings.least:
         return
+    exploded = explosion(run) is not None
     total = f" of {len(run.step)} recorded" if measured < len(run.step) else ""
     yield finding(
         CODE,
         NAME,
-        "warning",
+        "info" if exploded else "warning",
         f"Only {count(measured, 'step')}{total} with a finite gradient norm; {settings.least} are needed for a judgement.",
-        "Record more steps: analyze with --steps 100, or record more of the script.",
+        "What is said of the steps before the explosion rests on these few."
+        if exploded
+        else "Record more steps: analyze with --steps 100, or record more of the script.",
         value=measured,
         limit=float(settings.least),
         unit="steps",
