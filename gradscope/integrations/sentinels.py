@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradscope.capture.magnitude import l2
+from gradscope.capture.norms import LateNorms, Norms
 from gradscope.capture.recorder import Reading
 from gradscope.runs.schema import Parameter
 
@@ -60,13 +61,30 @@ class Sentinels:
         """Whether no parameter has a gradient, or each is zero."""
         return _zero(self._chosen.values()) and _zero(self._tensors)
 
+    def gradients(self) -> dict[int, torch.Tensor]:
+        """Their gradients by index, but for large ones and those on a device that would have to be waited for."""
+        grads = {i: tensor.grad for i, tensor in self._chosen.items()}
+        return {i: one for i, one in grads.items() if one is not None and one.is_cpu and one.numel() <= SMALL}
+
     def norms(self) -> dict[int, float]:
-        """Their norms by index; empty where reading them would wait for a device."""
-        found = {}
-        for i, tensor in self._chosen.items():
-            if (grad := tensor.grad) is not None and grad.is_cpu and grad.numel() <= SMALL:
-                found[i] = l2(grad)
-        return found
+        """The norms of `gradients`."""
+        return {i: l2(grad) for i, grad in self.gradients().items()}
+
+    def copies(self) -> dict[int, torch.Tensor]:
+        """Copies of `gradients`."""
+        return {i: grad.detach().clone() for i, grad in self.gradients().items()}
+
+    def only_shrunk(self, before: dict[int, torch.Tensor]) -> bool:
+        """Whether each element is what clipping may make of it: as it was or smaller, of its sign, and not zero."""
+        now = self.gradients()
+        return all(_shrunk(one, now[i]) for i, one in before.items() if i in now and one.shape == now[i].shape)
+
+
+def _shrunk(before: torch.Tensor, after: torch.Tensor) -> bool:
+    if before.layout != torch.strided or before.is_complex():
+        return True
+    kept = (after.abs() <= before.abs() * (1 + SAME)) & (after.sign() == before.sign())
+    return bool((kept | ~after.isfinite()).all())
 
 
 def _zero(tensors: Iterable[torch.Tensor]) -> bool:
@@ -93,3 +111,15 @@ def unchanged(found: list[float]) -> bool:
 def uniform(found: list[float]) -> bool:
     """Whether every ratio is the same."""
     return bool(found) and max(found) - min(found) <= SAME * max(found)
+
+
+def clipped(before: Norms | LateNorms, after: Norms | LateNorms) -> bool:
+    """Whether norms and largest values can be those that a clip has left: of each tensor that changed both by the same
+    factor, or the largest value at one limit, which no other exceeds.
+    """
+    with np.errstate(all="ignore"):
+        norms, peaks = after.norm / before.norm, after.peak / before.peak
+    changed = np.isfinite(norms) & (np.abs(norms - 1) > SAME)
+    scaled = np.abs(peaks[changed] / norms[changed] - 1) <= SAME
+    at_limit = after.peak[changed] >= (1 - SAME) * np.fmax.reduce(after.peak, initial=0.0)
+    return bool(scaled.all() or at_limit.all())

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from gradscope.capture.later import Number, gathered
+from gradscope.capture.magnitude import l2
 from gradscope.capture.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.capture.recorder import Reading, Recorder, learning_rates
 from gradscope.integrations.holdings import held
 from gradscope.integrations.order import OrderNotes
-from gradscope.integrations.sentinels import Mark, Sentinels, mark, ratios, unchanged, uniform
+from gradscope.integrations.sentinels import SAME, Mark, Sentinels, clipped, mark, ratios, unchanged, uniform
 from gradscope.runs import events
 from gradscope.runs.schema import Ending
 
@@ -51,7 +52,8 @@ class Track:
         self._apart = False
         self._stale = self._kept = self._skips = False
         self._rates: dict[int, list[Any]] = {}
-        self._norms_after: dict[int, float] = {}
+        self._copies: dict[int, torch.Tensor] = {}
+        self._division, self._divided_alike = 1.0, 0
         self._clipped = self._clips = self._looked = False
         self._stepped: set[int] = set()
         self._hooked = False
@@ -134,13 +136,10 @@ class Track:
         self._clipped = self._looked = False
         if self.due:
             self.recorder.observe(loss, batch=batch)
-            reads = self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps
-            if reads:
+            if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
                 self._measure()
             if self._looks and not self._clips:
-                self._marks = mark(self.recorder.tensors)
-                if not reads:
-                    self._norms_after = self._norms_of_sentinels()
+                self._marks, self._copies = mark(self.recorder.tensors), self.sentinels.copies()
         return True
 
     def doubt(self) -> None:
@@ -163,8 +162,8 @@ class Track:
     def _measure(self) -> Reading:
         return self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
 
-    def _norms_of_sentinels(self) -> dict[int, float]:
-        return {i: norm / float(self.scale) for i, norm in self.sentinels.norms().items()}
+    def _unscaled(self, norms: dict[int, float]) -> dict[int, float]:
+        return {i: norm / float(self.scale) for i, norm in norms.items()}
 
     @property
     def _looks(self) -> bool:
@@ -178,7 +177,8 @@ class Track:
 
     def forget_stale(self) -> None:
         """Forget a reading of this step if the script has changed the gradients since, other than by clipping."""
-        if self.recorder.reading is not None and not self._clipped and self._mark() != self._after:
+        changed = self.recorder.step < OFTEN or self._mark() != self._after  # `.data` is written to unseen
+        if self.recorder.reading is not None and not self._clipped and changed:
             self.recorder.take(None)
 
     def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> None:
@@ -223,6 +223,8 @@ class Track:
         """The optimizer is about to use the gradients."""
         if self._clipped and not self._stepped:
             self.order.step(optimizer, self._name)
+        if not (self.order.micro_step or self._stepped) and self._mark() != self._at_end:
+            self.order.take(events.GRADIENTS_SET, "", 0.0)
         if not self.due:
             return
         if not (self._clipped or self._looked) and self._trusts_backward:
@@ -294,7 +296,7 @@ class Track:
 
     def _begin(self) -> None:
         self.order.end_step()
-        self._stepped, self._norms_after, self._clipped, self.inside_closure = set(), {}, False, False
+        self._stepped, self._copies, self._clipped, self.inside_closure = set(), {}, False, False
         self._looked = self._kept = False
         self.scale, self.loss_scale = 1.0, None
         self._rates = {}
@@ -312,41 +314,58 @@ class Track:
 
     def _look_for_changes(self) -> None:
         """What the script itself did to the gradients since the last backward."""
-        found = self._changes()
+        found, shrunk = self._changes()
         if not found or unchanged(found):
             return
-        typical = min(found)
-        if uniform(found) and abs(1 / typical - round(1 / typical)) < WHOLE * (1 / typical):
-            self._reads_after_backward = False
-            self.recorder.take(None)
-        elif max(found) <= 1 + 1e-4:
-            self._clipped_by_hand(typical, uniform(found))
+        ratio, same = min(found), uniform(found)
+        if same and abs(1 / ratio - round(1 / ratio)) < WHOLE * (1 / ratio):
+            self._divided(ratio)
+        elif not shrunk or max(found) > 1 + SAME:
+            self._changed(ratio)
+        elif not self._divided_alike:
+            self._clipped_by_hand(ratio, same)
+        elif same and self._divided_alike > 1 and ratio < self._division:
+            self._clipped_by_hand(ratio / self._division, same)
         else:
-            self._trusts_backward = self._reads_after_backward = False
-            self.recorder.take(None)
-            self.order.take(events.GRADIENTS_CHANGED, "", typical)
+            self._changed(ratio)
 
-    def _changes(self) -> list[float]:
+    def _divided(self, ratio: float) -> None:
+        """The gradients were divided by a number of micro-steps, of samples or of tokens."""
+        if not (self._divided_alike or math.isnan(self._limit_by_hand)):
+            self.order.take(events.DIVIDED_LATE, "", 1 / ratio)
+        alike = abs(ratio / self._division - 1) <= SAME
+        self._division, self._divided_alike = ratio, self._divided_alike + 1 if alike else 1
+        self._reads_after_backward = False
+        self.recorder.take(None)
+
+    def _changed(self, ratio: float) -> None:
+        """What was done to the gradients cannot be told apart: they are read at the step from now on."""
+        self._trusts_backward = self._reads_after_backward = False
+        self._limit_by_hand = math.nan
+        self.recorder.take(None)
+        self.order.take(events.GRADIENTS_CHANGED, "", ratio)
+
+    def _changes(self) -> tuple[list[float], bool]:
         """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which
-        is waited for then.
+        is waited for then. And whether a clip can have done that.
         """
         written = self._looks and mark(self.recorder.tensors) != self._marks
         found = [] if self.recorder.away else self._changes_of_sentinels()
         reading = self.recorder.reading
         if not written or reading is None or not unchanged(found):
-            return found
+            return found, self.sentinels.only_shrunk(self._copies)
         self.recorder.take(None)
-        after = self._measure()
+        after = self._measure().norms
         self.recorder.take(reading)
-        return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norms.norm)))
+        return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norm))), clipped(reading.norms, after)
 
     def _changes_of_sentinels(self) -> list[float]:
         if not self._looks and self._mark() == self._after:
             return []
-        now = self._norms_of_sentinels()
-        reading = self.recorder.reading
-        before = {i: float(reading.norms.norm[i]) for i in now} if reading is not None else self._norms_after
-        return ratios(before, now)
+        now, reading = self._unscaled(self.sentinels.norms()), self.recorder.reading
+        if reading is not None:
+            return ratios({i: float(reading.norms.norm[i]) for i in now}, now)
+        return ratios(self._unscaled({i: l2(copy) for i, copy in self._copies.items()}), now)
 
     def _clipped_by_hand(self, ratio: float, uniform: bool) -> None:
         self.order.take(events.CLIP_BY_HAND, "", ratio)
@@ -356,7 +375,7 @@ class Track:
             reading = after._replace(norms=after.norms.divided(ratio)) if uniform else after
         self._limit_by_hand = reading.global_norm * ratio if uniform else math.nan
         self.recorder.take(reading)
-        self._reads_after_backward = True
+        self._reads_after_backward = not self._divided_alike
 
     def _name(self, tensor: torch.Tensor) -> str:
         place = self.parameters.get(id(tensor))

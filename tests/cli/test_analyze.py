@@ -328,7 +328,7 @@ def test_the_layer_whose_activation_is_nonfinite_first_is_named(here: Path, caps
     report = analyzed(here, capsys, specs.OVERFLOWS, "--quick")
     found = {finding["code"]: finding for finding in report["findings"]}
     assert found["GS101"]["subject"] == "first"
-    assert "the activation of first went first" in found["GS101"]["message"]
+    assert "what mul computed after first went first" in found["GS101"]["message"]
 
 
 def test_checkpointed_activations_are_not_read_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

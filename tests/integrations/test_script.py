@@ -108,6 +108,84 @@ def test_a_change_to_a_single_gradient_is_part_of_it(place: int, tmp_path: Path)
     assert [step for step, _, _ in done.events(events.GRADIENTS_CHANGED)] == [0]
 
 
+DIVIDED = """
+optimizer = torch.optim.SGD(params, lr=0.01)
+for i in range(24):
+    n = {n}
+    optimizer.zero_grad()
+    (loss_of(model, i) * n).backward()
+    for p in params:
+        p.grad.mul_(1 / n)
+    seen["norms"].append(norm_of(model))
+    if i >= {first} and i % 3 and seen["norms"][-1] > 2.0:
+        for p in params:
+            p.grad.mul_(2.0 / seen["norms"][-1])
+    seen["after"] = [*seen.get("after", []), norm_of(model)]
+    optimizer.step()
+"""
+
+
+def test_gradients_that_are_divided_and_clipped_by_hand(tmp_path: Path) -> None:
+    done = record(tmp_path, DIVIDED.format(n=4, first=2))
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-5)
+    assert max(done.seen["norms"]) > 2.0
+    assert not done.events(events.GRADIENTS_CHANGED)
+    assert done.events(events.CLIP_BY_HAND)
+
+
+def test_a_division_that_varies_is_not_told_from_a_clip_by_hand(tmp_path: Path) -> None:
+    done = record(tmp_path, DIVIDED.format(n="200 + 7 * i", first=2))
+    np.testing.assert_allclose(done.run.global_norm, done.seen["after"], rtol=1e-5)
+    assert len(done.events(events.GRADIENTS_CHANGED)) == 1
+
+
+def test_a_division_that_shows_after_a_clip_by_hand_is_told(tmp_path: Path) -> None:
+    done = record(tmp_path, DIVIDED.format(n=4, first=0).replace("i % 3", "i % 4 < 2").replace("2.0", "0.5"))
+    ((late, _, divisor),) = done.events(events.DIVIDED_LATE)
+    assert divisor == pytest.approx(4.0, rel=1e-4)
+    wrong = np.array(done.run.global_norm) / done.seen["norms"]
+    np.testing.assert_allclose(wrong[late:], 1.0, rtol=1e-5)
+
+
+NOT_CLIPS = {
+    "a mask": "params[0].grad[::2] = 0",
+    "averaged with those of another process": "for p in params:\n    p.grad.copy_((p.grad + p.grad.flip(0)) / 2)",
+    "projected": "for p in params:\n    p.grad = p.grad - 0.5 * p.grad.roll(1, 0)",
+}
+
+
+@pytest.mark.parametrize("name", NOT_CLIPS)
+def test_what_may_shrink_gradients_without_being_a_clip(name: str, tmp_path: Path) -> None:
+    change = f"{NOT_CLIPS[name]}\nseen['norms'].append(norm_of(model))"
+    done = record(tmp_path, looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1))
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert not done.events(events.CLIP_BY_HAND)
+    assert np.isnan(done.run.max_norm).all()
+
+
+def test_gradients_changed_through_data_before_a_clip(tmp_path: Path) -> None:
+    change = (
+        "for p in params:\n    p.grad.data.div_(150)\nseen['norms'].append(norm_of(model))\n"
+        "nn.utils.clip_grad_norm_(params, 3.0)"
+    )
+    done = record(tmp_path, looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1))
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+def test_gradients_that_no_backward_pass_made_are_told(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.05)
+    for i in range(6):
+        for p, grad in zip(params, torch.autograd.grad(loss_of(model, i), params)):
+            p.grad = grad
+        seen["norms"].append(norm_of(model))
+        optimizer.step()
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert [step for step, _, _ in done.events(events.GRADIENTS_SET)] == [*range(6)]
+
+
 def test_parameters_that_no_module_owns(tmp_path: Path) -> None:
     body = """
     w, v = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)

@@ -10,7 +10,8 @@ How it decides
     pass, without a clipping function of torch. Unit: the limit, or after ÷ before.
 Known problems
     Only two gradients are watched between backward and step: a change that spares both is not seen. Where gradients were
-    changed otherwise than by shrinking them, norms are those at the step.
+    changed otherwise than by shrinking or dividing them, and where they are divided by a number that varies and clipped by
+    hand, norms are those at the step. A division that never comes without a clip by hand is taken for a part of it.
 What to do
     Compare the recorded norms with your limit before you replace it.
 References
@@ -38,13 +39,23 @@ KINDS = (
     ),
     (
         events.CLIP_BY_HAND,
-        "The script shrinks the gradients itself between backward and step, at first to {value} times",
+        "The script shrinks the gradients itself between backward and step, at first one of them to {value} times",
         "after / before",
     ),
     (
         events.GRADIENTS_CHANGED,
         "The script changes the gradients itself between backward and step, which is not looked for again",
         "after / before",
+    ),
+    (
+        events.DIVIDED_LATE,
+        "The script divides gradients before it clips them by hand; earlier norms may be {value} times too large, seen",
+        "divisor",
+    ),
+    (
+        events.GRADIENTS_SET,
+        "The script sets the gradients itself, without backward(), and norms are those at the step, clipped or not",
+        "",
     ),
     (
         events.CLIP_PARTS,
