@@ -210,6 +210,16 @@ class Recorder:
         """Forget what was observed and read in this step: it is not taken."""
         self._reading, self._losses, self._batches, self._lr = None, [], [], ()
 
+    def replace(self, changed: dict[int, torch.Tensor]) -> None:
+        """Go on with other tensors at these places, under the names that were there."""
+        self.tensors = tuple(changed.get(place, tensor) for place, tensor in enumerate(self.tensors))
+        self._keys = [id(tensor) for tensor in self.tensors]
+        self.places.clear()
+        self.places |= {key: place for place, key in enumerate(self._keys)}
+        self._norms = DeviceNorms(self.tensors) if self.away else host_norms(self.tensors)
+        shapes = zip(self.header.parameters, self.tensors, strict=True)
+        self.update_header(parameters=tuple(dataclasses.replace(p, shape=tuple(t.shape)) for p, t in shapes))
+
     def hand_on(self, other: Recorder, places: Sequence[int]) -> None:
         """Give this step, as far as it is known, to a recorder of some of these parameters, which are at `places`."""
         other._losses, other._batches, other._lr = self._losses, self._batches, self._lr

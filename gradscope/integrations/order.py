@@ -89,6 +89,10 @@ class OrderNotes:
         else:
             self._complete.add(parts)
 
+    def forget(self) -> None:
+        """The parameters are others now."""
+        self._known, self._complete, self._whole = {}, set(), set()
+
     def schedule(self) -> None:
         """A learning-rate scheduler moved on."""
         if self.micro_step:

@@ -32,6 +32,7 @@ class Sentinels:
         """`live`: the places of those that get gradients, by default of those that have one now."""
         self._tensors = tensors
         live = [i for i, tensor in enumerate(tensors) if tensor.grad is not None] if live is None else [*map(int, live)]
+        self.live = live
         self._small = np.array([i for i in live if tensors[i].numel() <= SMALL] or live[:1], int)
         earliest = min((parameters[i].order for i in live), default=0)
         first = [i for i in live if parameters[i].order == earliest]

@@ -30,6 +30,8 @@ from gradscope.runs.schema import Ending, Header
 
 CLIPS = frozenset({"clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
 
+MOST_RENEWALS = 16
+"""Trainings that are begun because another got more parameters; those that come later are not recorded."""
 MOST_LOOSE = 256
 """Losses that are kept while it is unknown what they train."""
 
@@ -62,7 +64,7 @@ class Session:
         self.objective = Objective()
         self._running: list[int] = []
         self.threads = Threads()
-        self._closures = 0
+        self._closures = self._renewals = 0
         self._over: list[Track] = []
 
     def captures(self) -> bool:
@@ -100,8 +102,10 @@ class Session:
         for track in self.tracks[:]:
             if track.left_out:
                 self._part(track)
+                continue
             if self.compiled_step:
                 track.stepped_unseen()
+            self._follow(track)
         self.compiled_step = False
         self._unclaimed = [(one, mark_of(one)) for one in self._free()]
         if self._unclaimed or self.backwards == 1:
@@ -317,15 +321,45 @@ class Session:
     def _part(self, track: Track) -> None:
         """The first backward gave gradients to optimizers that did not step with the others: they train apart."""
         stepped = [one for one in track.optimizers if one not in track.left_out]
+        self._release(track)
+        self._discard(track)
+        self._open(stepped, [p for one in stepped for p in held(one)]).take_over(track)
+
+    def _release(self, track: Track) -> None:
+        """Its optimizers and parameters are free for another training."""
         self._forget(track)
         for one in track.optimizers:
             self._by_optimizer.pop(id(one), None)
         self._fresh.clear()
+
+    def _discard(self, track: Track) -> None:
         track.recorder.close()
         if track.recorder.writes:
             self.runs.remove(track.recorder.directory)
             shutil.rmtree(track.recorder.directory, ignore_errors=True)
-        self._open(stepped, [p for one in stepped for p in held(one)]).take_over(track)
+
+    def _follow(self, track: Track) -> None:
+        """Its optimizers may hold other parameters than before; where there are more, it goes on as another training."""
+        for one in track.optimizers:
+            swaps, more = track.holdings.news(one, self._by_parameter)
+            if swaps and swaps.keys() <= track.parameters.keys():
+                track.replace(swaps)
+                self._by_parameter = {key: its for key, its in self._by_parameter.items() if key not in swaps}
+                self._by_parameter |= dict.fromkeys(track.parameters, track)
+            elif (swaps or more) and self._renewals < MOST_RENEWALS:
+                self._renewals += 1
+                self._release(track)
+                self._end(track)
+                return
+
+    def _end(self, track: Track) -> None:
+        """Parameters were added: what follows is another run, and this one none if it holds no step."""
+        if track.recorder.step:
+            self._close(
+                track, lambda step: Ending("finished", step, "parameters were added: what follows is another run")
+            )
+        else:
+            self._discard(track)
 
     def _begun(self, recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Track:
         recorder.update_header(parameters=in_order(recorder.header.parameters, recorder.tensors, self._order))

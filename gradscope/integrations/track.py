@@ -15,7 +15,7 @@ from gradscope.capture.later import Number, gathered
 from gradscope.capture.magnitude import l2
 from gradscope.capture.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.capture.recorder import Reading, Recorder, learning_rates
-from gradscope.integrations.holdings import held
+from gradscope.integrations.holdings import Holdings, held
 from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import SAME, Mark, Sentinels, clipped, mark, ratios, unchanged, uniform
 from gradscope.runs import events
@@ -35,7 +35,8 @@ class Track:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._references: list[weakref.ref[torch.optim.Optimizer]] = []
-        self.parameters = {id(tensor): i for i, tensor in enumerate(recorder.tensors)}
+        self.parameters = recorder.places
+        self.holdings = Holdings()
         self.order = OrderNotes(self._note)
         self.sentinels = Sentinels(recorder.tensors, recorder.header.parameters)
         self.scale: Number = 1.0
@@ -76,6 +77,7 @@ class Track:
     def join(self, optimizer: torch.optim.Optimizer) -> None:
         """One more optimizer steps this training."""
         self._references.append(weakref.ref(optimizer))
+        self.holdings.forget(optimizer)
         used = {id(p) for one in self.optimizers for p in held(one)}
         self._spare = [place for key, place in self.parameters.items() if key not in used]
         self._say_which_are_trained()
@@ -86,6 +88,19 @@ class Track:
         if trained != [parameter.trainable for parameter in known]:
             changed = tuple(dataclasses.replace(p, trainable=now) for p, now in zip(known, trained, strict=True))
             self.recorder.update_header(parameters=changed)
+
+    def replace(self, swaps: dict[int, torch.Tensor]) -> None:
+        """Parameters, by their ids, gave their places to others."""
+        places = {self.parameters[key]: tensor for key, tensor in swaps.items()}
+        names = [self.recorder.header.parameters[place].name for place in places]
+        self.recorder.replace(places)
+        self.order.forget()
+        self.sentinels = Sentinels(self.recorder.tensors, self.recorder.header.parameters, self.sentinels.live)
+        note = "were replaced by the script and go on under these names"
+        notes = self.recorder.header.notes
+        if not any(note in one for one in notes):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.recorder.update_header(notes=(*notes, f"from step {self.recorder.step}, {names[0]}{more} {note}"))
 
     @property
     def left_out(self) -> list[torch.optim.Optimizer]:

@@ -383,3 +383,75 @@ def test_what_the_loss_is(name: str, tmp_path: Path) -> None:
     same_norms(done)
     assert done.run.header.first_nonfinite is None
     assert done.run.micro_steps.tolist() == [2 if name == "one after the other" else 1] * 4
+
+
+PHASE = """
+for i in range({steps}):
+    optimizer.zero_grad()
+    loss = {loss}
+    loss.backward()
+    seen["norms"].append(norm_of(model))
+    optimizer.step()
+"""
+HEAD_REPLACED = "model[2] = nn.Linear(12, 3); optimizer = torch.optim.SGD(model.parameters(), lr=0.02)"
+
+
+@pytest.mark.parametrize("keep", ["", "old = optimizer"])
+def test_a_head_that_is_replaced_goes_on_under_its_name(keep: str, tmp_path: Path) -> None:
+    body = (
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.05)\n"
+        + PHASE.format(steps=12, loss="loss_of(model, i)")
+        + f"{keep}\n{HEAD_REPLACED}\n"
+        + PHASE.format(steps=15, loss="nn.functional.cross_entropy(model(torch.randn(9, 6)), torch.arange(9) % 3)")
+    )
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    shapes = {parameter.name: parameter.shape for parameter in done.run.header.parameters}
+    assert shapes == {"0.weight": (12, 6), "0.bias": (12,), "2.weight": (3, 12), "2.bias": (3,)}
+    (note,) = done.run.header.notes
+    assert note == "from step 12, 2.weight and 1 more were replaced by the script and go on under these names"
+
+
+def test_parameters_that_grow_under_the_same_optimizer(tmp_path: Path) -> None:
+    body = """
+    points = [nn.Parameter(torch.rand(4, n)) for n in (2, 3)]
+    optimizer = torch.optim.Adam([{"params": [p]} for p in points], lr=0.01)
+    for i in range(20):
+        (points[0].sum(1) * points[1].square().sum(1)).sum().backward()
+        seen["norms"].append(math.sqrt(sum(p.grad.double().square().sum().item() for p in points)))
+        optimizer.step(); optimizer.zero_grad()
+        if i % 5 == 4:
+            points = [nn.Parameter(torch.cat([p.data, p.data[:1]])) for p in points]
+            for group, p in zip(optimizer.param_groups, points):
+                optimizer.state.pop(group["params"][0]); group["params"][0] = p
+    """
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert len(done.run.header.notes) == 1
+    assert done.run.header.parameters[0].shape == (7, 2)
+
+
+def test_parameters_that_are_added_begin_another_run(tmp_path: Path) -> None:
+    body = (
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.01)\n"
+        + PHASE.format(steps=12, loss="loss_of(model, i)")
+        + "model.insert(2, nn.Linear(12, 12)); optimizer.add_param_group({'params': model[2].parameters()})\n"
+        + PHASE.format(steps=15, loss="loss_of(model, i)")
+    )
+    before, after = sorted(record(tmp_path, body).runs, key=lambda run: len(run.header.parameters))
+    seen = record(tmp_path / "again", body).seen["norms"]
+    np.testing.assert_allclose(before.global_norm, seen[:12], rtol=1e-6)
+    np.testing.assert_allclose(after.global_norm, seen[12:], rtol=1e-6)
+    assert before.header.ending.message == "parameters were added: what follows is another run"
+    assert [layer.name for layer in after.layers] == ["0", "2", "3"]
+
+
+def test_parameters_that_are_added_before_the_first_step(tmp_path: Path) -> None:
+    body = (
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.01)\nloss_of(model, 0).backward()\n"
+        + "model.insert(2, nn.Linear(12, 12)); optimizer.add_param_group({'params': model[2].parameters()})\n"
+        + PHASE.format(steps=3, loss="loss_of(model, i)")
+    )
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert len(done.run.header.parameters) == 6
