@@ -24,6 +24,8 @@ CHEAP = 1 / 3
 X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
 SWEEP, WORST = 400, 10
 """Coming batches looked at; one in so many rehearsed batches is among the worst of them."""
+PEAK = 1.5
+"""A learning rate so many times that of all rehearsed steps is not to be missed."""
 LEAST = 20
 """A rehearsal is not made shorter than this."""
 SWEEP_COST = 1 / 3
@@ -131,8 +133,19 @@ def _exact(name: str, start: int, stop: int) -> Trial:
 
 def _compressed(run: Run, name: str, factor: float, length: int) -> Trial:
     spread = even(len(run.step), horizon(run), length)
-    drawn = with_worst(spread, _sweep(run)[: max(2, len(spread) // WORST)])
+    worst = _sweep(run)[: max(2, len(spread) // WORST)]
+    drawn = with_worst(spread, np.concatenate([_missed_peak(run, spread), worst]))
     return Trial("rehearsal", name, lr_factor=factor, indexes=_ints(drawn))
+
+
+def _missed_peak(run: Run, indexes: Indexes) -> Indexes:
+    """The step of the highest planned learning rate to come, where the draw stays far below it."""
+    plan, start = run.header.plan, len(run.step)
+    to_come = [step for step in plan.lr_steps if start <= step < horizon(run)]
+    peak = max(to_come, key=lambda step: max(plan.rates_at(step)), default=None)
+    if peak is None or max(plan.rates_at(peak)) <= PEAK * max(max(plan.rates_at(int(step))) for step in indexes):
+        return np.zeros(0, np.int64)
+    return np.array([peak], np.int64)
 
 
 def _sweep(run: Run) -> Indexes:

@@ -14,7 +14,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rehearsals import MOST, Rehearsed, broken_off, horizon, planned, reference, rehearsed, size
+from gradscope.diagnosis.rehearsals import (
+    MOST,
+    Reference,
+    Rehearsed,
+    broken_off,
+    horizon,
+    planned,
+    reference,
+    rehearsed,
+    size,
+)
 from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms, usable
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
@@ -106,11 +116,16 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
     base, limit = reference(run), LOSS_FACTOR * beginning(np.abs(run.loss), EARLY_LOSSES)
-    if one.full and size(late_loss(trial), base) <= limit:
+    if one.full and not _above(late_loss(trial), base, limit):
         return None
-    if size(level(trial.loss[NEXT - LATE : NEXT]), base) > limit > 0:
+    if _above(level(trial.loss[NEXT - LATE : NEXT]), base, limit):
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
+
+
+def _above(late: float, base: Reference, limit: float) -> bool:
+    """Whether a late loss is above `limit`; below zero, too deep to be a likelihood that falls."""
+    return size(late, base) > (LOSS_FACTOR * base.loss if late < 0 else limit) > 0
 
 
 def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
@@ -135,9 +150,14 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
         said.append(
             f"the length of the plan is not known: judged for {count(horizon(run) - len(run.step), 'step')} more"
         )
-    compression = min(one.compression for one in near)
-    if compression > TESTED:
-        said.append(f"the rehearsals compress the plan {compression:.0f} ×; this was tested up to {TESTED:.0f} ×")
+    nearest = min(near, key=lambda one: one.compression)
+    if nearest.compression > TESTED:
+        said.append(
+            f"the rehearsals compress the plan {nearest.compression:.0f} ×; this was tested up to {TESTED:.0f} ×"
+        )
+    elif nearest.compression > 1:
+        rest = count(horizon(run) - len(run.step), "step")
+        said.append(f"{count(nearest.length, 'step')} stood for {rest}: what happens between them alone was not seen")
     return said
 
 

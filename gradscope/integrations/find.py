@@ -118,6 +118,9 @@ def in_order(
 
 TRAINERS = {
     "transformers": ("transformers.trainer.",),
+    "lightning-manual": tuple(
+        f"{name}.loops.optimization.manual." for name in ("lightning.pytorch", "pytorch_lightning")
+    ),
     "lightning": ("lightning.pytorch.", "pytorch_lightning."),
     "accelerate": ("accelerate.",),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
                 models,
                 optimizer,
                 directory=new_run_directory(name, self.root),
-                header=new_header(name, "lightning", type(pl_module).__name__, trainer.world_size),
+                header=replace(
+                    new_header(name, "lightning", type(pl_module).__name__, trainer.world_size),
+                    framework="lightning" if pl_module.automatic_optimization else "lightning-manual",
+                ),
                 every=self.every,
                 max_rows=self.max_rows,
             )

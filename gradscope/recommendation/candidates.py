@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import broken_off, reference
+from gradscope.diagnosis.rehearsals import broken_off, reference, rehearsed
 from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -39,7 +39,7 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
 
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
     tried again; no clipping where that is as good; among equals, the largest threshold. No clipping alone, tried longer
-    before the time was up, decides nothing.
+    before the time was up, decides nothing. Where the plan in full fails without clipping, what did not clip is not chosen.
     """
     tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     winner = _decided(run, tried)
@@ -52,7 +52,13 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         before = _decided(run, shorter) if all(one.max_norm is None for one in longest) else None
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
-    return _settle([(surely(one, longest), one) for one in longest], _noise(longest))
+    open_to_choice = [one for one in longest if one.clipped_fraction or not plan_fails(run)]
+    return _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
+
+
+def plan_fails(run: Run) -> bool:
+    """Whether the rest of the plan was rehearsed in full without clipping, and failed."""
+    return any(one.full and one.failed and one.kind == "rehearsal" and one.lr_factor == 1.0 for one in rehearsed(run))
 
 
 def _reached(run: Run, unclipped: Candidate, limit: float) -> bool:

@@ -13,11 +13,19 @@ import math
 
 import numpy as np
 
-from gradscope.diagnosis.plan import even
+from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import number, unscaled_norms, usable
 from gradscope.recommendation.basis import choose_basis
-from gradscope.recommendation.candidates import candidates, final_loss, finished, largest_norm, stretch
+from gradscope.recommendation.candidates import (
+    candidates,
+    final_loss,
+    finished,
+    largest_norm,
+    plan_fails,
+    same_threshold,
+    stretch,
+)
 from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
 from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
@@ -29,6 +37,8 @@ WINDOW_STEPS, FIRST, FINAL, LEAST = 50, 100, 400, 20
 """Steps of the clipped window (whatever the recorded one broke off at), of a compressed first trial, of a final one (and of
 a plan that is tried in full at once); the least of any.
 """
+MOST_WHOLE = 4
+"""Thresholds that are tried on the whole plan."""
 TRIALS = 8
 """About how many trials the first stage takes; the finals get what is left."""
 LEAST_NORMS = 5
@@ -56,7 +66,26 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
         return (_trial(run, NONE, None, min(whole, max(LEAST, steps // TRIALS)), "no clipping"),)
     first = [one for one in _first_stage(run, middle).values() if not _same_as_unclipped(run, one, NONE)]
     missing = tuple(one for one in first if one.name not in run.trials)
-    return missing or _finals(run, middle, steps)
+    return missing or _finals(run, middle, steps) or _in_full(run, steps)
+
+
+def _in_full(run: Run, steps: int) -> tuple[Trial, ...]:
+    """The best threshold that was not tried on the whole plan yet, as long as none held there."""
+    tried, length = candidates(run), horizon(run)
+    whole = [one for one in tried if one.steps == length]
+    if (
+        not plan_fails(run)
+        or length > min(steps, AFFORDED)
+        or len(whole) >= MOST_WHOLE
+        or not all(one.diverged for one in whole)
+    ):
+        return ()
+    shorter = [one for one in tried if one.steps < length and one.clipped_fraction and not one.diverged]
+    left = [one for one in shorter if not any(same_threshold(other, one.max_norm) for other in whole)]
+    best = sorted(left, key=lambda one: (not one.chosen, -one.steps, math.inf if one.loss is None else one.loss))[:1]
+    return tuple(
+        _trial(run, f"whole-{len(whole) + 1}", one.max_norm, length, f"{one.origin}, on the whole plan") for one in best
+    )
 
 
 def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: float = float("inf")) -> tuple[Trial, ...]:

@@ -12,7 +12,7 @@ from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
-from gradscope.recommendation.candidates import TIE, above, candidates, same_threshold, surely
+from gradscope.recommendation.candidates import TIE, above, candidates, plan_fails, same_threshold, surely
 from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recommendation
 from gradscope.recommendation.percentiles import (
     check_percentiles,
@@ -77,7 +77,7 @@ def recommend(
     tried = candidates(run) if by == "norm" else ()
     if not tried:
         return plain
-    return _verified(plain, tried, run.header.plan.max_norm) if proven else _beside(plain, tried)
+    return _verified(plain, tried, run.header.plan.max_norm, plan_fails(run)) if proven else _beside(plain, tried)
 
 
 def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
@@ -124,15 +124,25 @@ def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommen
     return dataclasses.replace(off, **_as_tried(own) | {"max_norm": today}, reason=f"{off.reason} {did}")
 
 
-def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None) -> Recommendation:
-    """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use."""
+def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None, fails: bool) -> Recommendation:
+    """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use;
+    `fails`: the plan in full does without clipping.
+    """
     if _needed(tried) and all(one.max_norm is None for one in tried):
         untried = f"{plain.reason} Without clipping it diverged on its trial; no threshold was tried."
         return dataclasses.replace(plain, reason=untried, candidates=tried)
     best = next((one for one in tried if one.chosen), None)
     amount = count(len(tried), "threshold")
+    longest = [one for one in tried if one.steps == tried[0].steps]
+    if best is None and fails and not all(one.diverged for one in longest):
+        said = (
+            f"{plain.reason} Without clipping the plan fails in full; no threshold that was tried clipped on its trial."
+        )
+        return dataclasses.replace(plain, reason=said, candidates=tried)
     if best is None or (best.diverged and best.max_norm is None):
-        reason = f"None of {amount} tried held: each diverged on its trial. Clipping alone does not help here."
+        over = f" over {count(tried[0].steps, 'step')}" if tried[0].steps else ""
+        limits = count(sum(one.max_norm is not None for one in longest), "threshold")
+        reason = f"None of {limits} tried{over} held: each diverged. Clipping alone does not help here."
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
     over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"
     if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
@@ -143,7 +153,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
         f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(best.loss or 0.0)} {over}"
-        f"{_without(tried)}; it clipped {percent(best.clipped_fraction)} of them. "
+        f"{_without(tried, fails)}; it clipped {percent(best.clipped_fraction)} of them. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )
     if best.diverged:
@@ -176,8 +186,10 @@ def _needed(tried: tuple[Candidate, ...]) -> bool:
     return not unclipped or any(one.diverged for one in unclipped)
 
 
-def _without(tried: tuple[Candidate, ...]) -> str:
-    """How the longest trial without clipping ended."""
+def _without(tried: tuple[Candidate, ...], fails: bool) -> str:
+    """How the longest trial without clipping ended, if the plan in full did not fail."""
+    if fails:
+        return " (without clipping the plan fails in full)"
     plain = next((one for one in tried if one.max_norm is None), None)
     if plain is None:
         return ""

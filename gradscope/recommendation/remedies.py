@@ -2,6 +2,8 @@
 
 Where it explodes, or will: lower learning rates, a longer warm-up, the culprit's initialisation scaled to its peers, and
 clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the best two that can be joined.
+A compressed rehearsal may leave out the step where the plan fails: the best are then tried on the plan in full, until one
+holds, as far as the time allows it.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from dataclasses import replace
 
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.model import LayerRisk
-from gradscope.diagnosis.plan import even
+from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data
-from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, stretch
+from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, recommended, stretch
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
 LENGTH, LEAST = 100, 20
+WHOLE = "-whole"
 LOWER = (0.5, 0.25, 0.1)
 WARM_UP_SHARE = 0.3
 NEEDED = ("exploding", "will-explode")
@@ -35,7 +38,26 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
         indexes = tuple(int(i) for i in even(0, horizon(run), length))
         return tuple(_over(indexes, one) for one in wanted[: int(min(allowed, 1e9) / length)])
     pair = None if any("+" in name for name in tried) else _pair(run, tried)
-    return (pair,) if pair else ()
+    following = pair or _in_full(run, tried)
+    return (following,) if following and len(following.indexes) <= allowed else ()
+
+
+def _in_full(run: Run, tried: dict[str, Run]) -> Trial | None:
+    """The best that held compressed and was not tried in full yet, single changes first; nothing once one held in full."""
+    whole = {name for name, one in tried.items() if is_whole(run, one)}
+    if horizon(run) > AFFORDED or any(held(run, tried[name]) for name in whole):
+        return None
+    left = [name for name, one in tried.items() if held(run, one) and name + WHOLE not in whole]
+    best = min(left, key=lambda name: ("+" in name, final_loss(run, tried[name])), default=None)
+    trial = tried[best].header.trial if best else None
+    if trial is None:
+        return None
+    return replace(trial, name=trial.name + WHOLE, indexes=tuple(range(horizon(run))), max_norm=recommended(trial))
+
+
+def is_whole(run: Run, trial: Run) -> bool:
+    """Whether a trial was to take every step of the plan."""
+    return trial.header.trial is not None and len(trial.header.trial.indexes) == horizon(run)
 
 
 def _single(run: Run) -> list[Trial]:

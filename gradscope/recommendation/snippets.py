@@ -28,6 +28,11 @@ FORMS = {
         'trainer = Trainer(gradient_clip_val={}, gradient_clip_algorithm="value")',
         "trainer = Trainer(gradient_clip_val=None)",
     ),
+    "lightning-manual": Form(
+        'self.clip_gradients(optimizer, gradient_clip_val={}, gradient_clip_algorithm="norm")  # before optimizer.step()',
+        'self.clip_gradients(optimizer, gradient_clip_val={}, gradient_clip_algorithm="value")  # before optimizer.step()',
+        "# no clipping: leave out self.clip_gradients",
+    ),
     "transformers": Form(
         "args = TrainingArguments(..., max_grad_norm={})",
         None,

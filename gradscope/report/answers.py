@@ -75,7 +75,8 @@ def explosion(report: Report) -> Answer:
     ending = report.run.header.ending
     failed = f"the run failed at step {ending.step}: {visible(ending.message or '')}" if ending.how == "failed" else ""
     best = next((remedy for remedy in report.remedies if remedy.best), None)
-    remedy = f"a rehearsal held with: {visible(best.name)}" if best else ""
+    what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
+    remedy = f"{what} held with: {visible(best.name)}" if best else ""
     today = in_use(report.run) if rehearsed(report) else None
     unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today else ""
     return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))

@@ -60,7 +60,8 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
     if len(run.step) < FEW_STEPS:
         yield f"The window is short: {plural(len(run.step), 'step')}, where {FEW_STEPS} are usual."
     if header.plan.total_steps is None:
-        yield "The planned number of steps is unknown: the learning-rate schedule was taken as constant."
+        constant = ": the learning-rate schedule was taken as constant" if trials(run, "rehearsal") else ""
+        yield f"The planned number of steps is unknown{constant}."
     if header.world_size > 1:
         yield f"Rank 0 of {header.world_size} recorded: norms are of the whole gradient, the loss is of its batches alone."
     if header.synthetic_data:

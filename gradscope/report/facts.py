@@ -32,7 +32,7 @@ def measured(report: Report) -> Facts:
                        f"{plural(len(run.layers), 'layer')}; {share(trainable / elements if elements else None)} trainable"),
         ("Optimizer", _optimizer(report)),
         ("Clipping today", number(in_use(run)) if in_use(run) else "none known"),
-        ("Precision", header.plan.precision),
+        ("Precision", _precision(run)),
         ("Ended", _ending(report)),
     ]  # fmt: skip
     if header.world_size > 1:
@@ -42,6 +42,15 @@ def measured(report: Report) -> Facts:
     if header.first_nonfinite:
         facts.append(("First nonfinite", _first_nonfinite(run, header.first_nonfinite)))
     return facts
+
+
+def _precision(run: Run) -> str:
+    """What `analyze` trained in; of a script only what its parameters and its gradient scaler tell."""
+    if run.header.recorded_by == "analyze":
+        return run.header.plan.precision
+    kinds = " and ".join(sorted({p.dtype for p in run.header.parameters}))
+    scaled = ", with a gradient scaler" if np.isfinite(run.loss_scale).any() else ""
+    return f"{kinds} parameters{scaled}; autocast is not seen"
 
 
 def _ranks(run: Run) -> str:

@@ -21,7 +21,10 @@ RANKING = "GS301"
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change that was tried on the rehearsal. `loss`: median |loss| of its last steps, None if it diverged."""
+    """A change that was tried on the plan. `loss`: median |loss| of its last steps, None if it diverged.
+
+    `steps`: those of its trial, of those `planned`. `vain`: the training as it is held on these too.
+    """
 
     name: str
     trial: str
@@ -29,6 +32,26 @@ class Remedy:
     loss: float | None
     snippet: str
     best: bool = False
+    steps: int = 0
+    planned: int = 0
+    vain: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether its trial was to take every step of the plan."""
+        return self.steps >= self.planned
+
+    @property
+    def length(self) -> str:
+        """The steps of its trial, and of how many of the plan."""
+        return f"{self.steps:,}" if self.whole else f"{self.steps:,} of {self.planned:,}"
+
+    @property
+    def outcome(self) -> str:
+        """In two words."""
+        if not self.held:
+            return "✖ failed"
+        return "○ held, as without it" if self.vain else "● held"
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,49 @@ import dataclasses
 
 import numpy as np
 
+from gradscope.diagnosis.rehearsals import horizon
 from gradscope.recommendation.candidates import final_loss
-from gradscope.recommendation.remedies import held
+from gradscope.recommendation.remedies import WHOLE, held, is_whole
 from gradscope.report.model import Remedy
 from gradscope.report.rows import trials
 from gradscope.runs.run import Run
+from gradscope.runs.schema import Trial
 
 
 def remedies(run: Run) -> tuple[Remedy, ...]:
-    """Every trial of kind "remedy", the best first: judged as tried thresholds are, by its last |losses|.
+    """Every remedy that was tried, the best first: judged as tried thresholds are, by its last |losses|, and by its trial on
+    the whole plan where there is one.
 
     A trial's note names the change in its first line; the lines after it are what to paste.
     """
-    found = [_remedy(run, child) for child in trials(run, "remedy")]
-    ranked = sorted(found, key=lambda r: (not r.held, r.loss if r.loss is not None else np.inf))
-    if ranked and ranked[0].held:
+    tried = {child.header.trial.name: child for child in trials(run, "remedy") if child.header.trial}
+    last = {name.removesuffix(WHOLE): name for name in sorted(tried)}
+    found = [_remedy(run, tried[name]) for name in last.values()]
+    ranked = sorted(found, key=lambda r: (not r.held, not r.whole, r.vain, r.loss if r.loss is not None else np.inf))
+    if ranked and ranked[0].held and not ranked[0].vain:
         ranked[0] = dataclasses.replace(ranked[0], best=True)
     return tuple(ranked)
 
 
 def _remedy(run: Run, child: Run) -> Remedy:
     trial = child.header.trial
-    name, note = (trial.name, trial.note) if trial else (child.header.name, "")
-    change, _, code = note.partition("\n")
+    assert trial is not None
+    change, _, code = trial.note.partition("\n")
     good = held(run, child)
-    return Remedy(change or name, name, good, final_loss(run, child) if good else None, code)
+    return Remedy(
+        name=change or trial.name,
+        trial=trial.name,
+        held=good,
+        loss=final_loss(run, child) if good else None,
+        snippet=code,
+        steps=len(trial.indexes),
+        planned=horizon(run),
+        vain=good and not is_whole(run, child) and _held_unchanged(run, trial),
+    )
+
+
+def _held_unchanged(run: Run, trial: Trial) -> bool:
+    """Whether the training as it is held on the steps of this trial too."""
+    same = (one for one in run.trials.values() if one.header.trial and one.header.trial.kind == "candidate")
+    unclipped = [one for one in same if one.header.trial and one.header.trial.max_norm is None]
+    return any(one.header.trial and one.header.trial.indexes == trial.indexes and held(run, one) for one in unclipped)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from gradscope.report.build import build_report
+from gradscope.report.paste import paste_line
 from gradscope.runs.reader import load_run
 from tests.integrations import conformance
 from tests.integrations.conformance import Case, Outcome
@@ -137,6 +139,7 @@ def test_two_optimizers_are_two_runs(tmp_path: Path) -> None:
     runs = [load_run(run) for run in callback.runs]
     assert [run.global_norm.tolist() for run in runs] == [pytest.approx(norms) for norms in module.norms.values()]
     assert [parameter.name for parameter in runs[1].header.parameters] == ["judge.weight", "judge.bias"]
+    assert "self.clip_gradients(optimizer, gradient_clip_val=" in str(paste_line(build_report(runs[0])))
 
 
 def test_every_other_step(tmp_path: Path) -> None:

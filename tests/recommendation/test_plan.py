@@ -5,7 +5,8 @@ import pytest
 
 from gradscope.recommendation.candidates import candidates, stretch
 from gradscope.recommendation.plan import FINAL, FIRST, next_candidates
-from gradscope.runs.schema import Plan
+from gradscope.recommendation.recommend import recommend
+from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 INF = float("inf")
@@ -218,3 +219,63 @@ def test_chaos_at_the_winner_shows_when_it_is_tried_again(tmp_path):
     assert chosen.trial in ("final-side-1", "final-side-2")
     first, second = (run.trials[name].header.trial.max_norm for name in again)
     assert second not in (first, 0.99 * first)
+
+
+def failing_in_full(tmp_path, trials, **more):
+    """A run whose rehearsal of the whole rest of the plan becomes nonfinite."""
+    rest = tuple(range(50, 1600))
+    failed = (
+        Trial("rehearsal", "x1", indexes=rest),
+        np.array([1.0] * 600 + [np.nan]),
+        np.array([1.0] * 600 + [np.nan]),
+    )
+    return make_run(tmp_path, [1.0] * 50, trials={"x1": failed} | trials, plan=PLAN, **more)
+
+
+def tried(name, limit, length, loss, norms):
+    indexes = tuple(int(i) for i in np.linspace(0, 1599, length))
+    plain = Trial("candidate", name, start="initial", indexes=indexes, note=name)
+    clip = None if limit is None else limit * stretch(plain)
+    return {name: (dataclasses.replace(plain, max_norm=clip), np.full(length, loss), np.full(length, norms))}
+
+
+def test_no_clipping_is_not_chosen_where_the_plan_fails_in_full_without(tmp_path):
+    both = tried("clip-none", None, 400, 0.5, 9.0) | tried("final-best", 1.0, 400, 0.5, 9.0)
+    run = failing_in_full(tmp_path, both)
+    answer = recommend(run)
+    assert answer.max_norm == pytest.approx(1.0)
+    assert "(without clipping the plan fails in full)" in answer.reason
+    unfailing = make_run(tmp_path, [1.0] * 50, trials=both, plan=PLAN)
+    assert recommend(unfailing).max_norm is None
+
+
+def test_where_no_trial_clipped_the_percentile_is_the_answer(tmp_path):
+    trials = tried("clip-none", None, 400, 0.5, 9.0) | tried("final-best", 100.0, 400, 0.5, 9.0)
+    answer = recommend(failing_in_full(tmp_path, trials))
+    assert (answer.max_norm, answer.verified) == (1.0, False)
+    assert "no threshold that was tried clipped on its trial" in answer.reason
+
+
+def test_the_best_thresholds_are_tried_on_the_whole_plan_until_one_holds(tmp_path):
+    def respond(trial):
+        length = len(trial.indexes)
+        limit = np.inf if trial.max_norm is None else trial.max_norm / stretch(trial)
+        if length == 1600:
+            return np.full(length, 0.3 if limit < 0.2 else np.nan), np.full(length, 9.0 if limit < 0.2 else np.nan)
+        return np.full(length, 0.1 + 0.01 * abs(np.log10(min(limit, 1e3)))), np.full(
+            length, 1.0 if trial.kind == "window" else 9.0
+        )
+
+    trials, seen = {}, []
+    for _ in range(20):
+        run = failing_in_full(tmp_path, trials)
+        new = [trial for trial in next_candidates(run) if trial.name not in run.trials]
+        if not new:
+            break
+        seen += [trial for trial in new if len(trial.indexes) == 1600]
+        trials |= {trial.name: (trial, *respond(trial)) for trial in new}
+    assert [trial.name for trial in seen] == [f"whole-{i}" for i in range(1, len(seen) + 1)]
+    assert all(trial.max_norm >= 0.2 for trial in seen[:-1])
+    assert seen[-1].max_norm < 0.2 or len(seen) == 4
+    chosen = [one for one in candidates(run) if one.chosen]
+    assert seen[-1].max_norm >= 0.2 or chosen[0].trial == seen[-1].name

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from gradscope.recommendation.remedies import next_remedies
+from gradscope.report.remedies import remedies
 from gradscope.runs.schema import Group, Optimizer, Parameter, Plan, Trial
 from tests.builders import make_header, make_run
 
@@ -145,20 +146,59 @@ def test_the_best_two_of_different_kind_are_joined(tmp_path):
     assert schedule.startswith("scheduler = ")
 
 
-def test_after_the_pair_it_has_enough(tmp_path):
+def again(tmp_path, run, *more):
+    """The run with further trials, each of 30 steps that end at a loss."""
+    trials = [(one.header.trial, one.loss) for one in run.trials.values()]
+    return exploding(tmp_path, [*trials, *((trial, np.full(30, loss)) for trial, loss in more)])
+
+
+def test_after_the_pair_the_best_are_tried_in_full_until_one_holds(tmp_path):
     run = played(tmp_path, **{"lr-0.1": 0.4, "warm_up": 0.6})
     (pair,) = next_remedies(run)
-    trials = [(one.header.trial, one.loss) for one in run.trials.values()]
-    assert next_remedies(exploding(tmp_path, [*trials, (pair, np.full(30, 0.2))])) == ()
+    run = again(tmp_path, run, (pair, 0.2))
+    (first,) = next_remedies(run)
+    assert (first.name, first.lr_factor, first.indexes) == ("lr-0.1-whole", 0.1, tuple(range(1600)))
+    (second,) = next_remedies(again(tmp_path, run, (first, NAN)))
+    assert second.name == "warm-up-whole"
+    assert next_remedies(again(tmp_path, run, (first, NAN), (second, 0.5))) == ()
+    (third,) = next_remedies(again(tmp_path, run, (first, NAN), (second, NAN)))
+    assert (third.name, third.lr_factor, third.warm_up) == ("lr-0.1+warm-up-whole", 0.1, 800)
+    assert next_remedies(again(tmp_path, run, (first, NAN), (second, NAN), (third, NAN))) == ()
+    assert next_remedies(run, 1599) == ()
+
+
+def test_a_threshold_is_tried_in_full_as_it_will_be_used(tmp_path):
+    run = exploding(tmp_path)
+    indexes = next_remedies(run)[0].indexes
+    clip = Trial("remedy", "clip", start="initial", note="clip at 0.5\nclip", max_norm=2.0, indexes=indexes)
+    (whole,) = next_remedies(again(tmp_path, run, (clip, 0.3)))
+    assert (whole.name, whole.max_norm) == ("clip-whole", pytest.approx(2.0 / 4.0))
 
 
 @pytest.mark.parametrize("loss", [NAN, 11.0])
 def test_what_did_not_hold_is_not_joined(tmp_path, loss):
-    assert next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "warm_up": loss})) == ()
+    (following,) = next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "warm_up": loss}))
+    assert following.name == "lr-0.1-whole"
 
 
 def test_two_of_a_kind_are_not_joined(tmp_path):
-    assert next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "lr-0.5": 0.5})) == ()
+    (following,) = next_remedies(played(tmp_path, **{"lr-0.1": 0.4, "lr-0.5": 0.5}))
+    assert following.name == "lr-0.1-whole"
+
+
+def test_what_held_as_it_did_without_a_change_says_nothing(tmp_path):
+    run = played(tmp_path, **{"lr-0.1": 0.4, "lr-0.5": NAN})
+    indexes = run.trials["lr-0.1"].header.trial.indexes
+    unclipped = Trial("candidate", "clip-none", start="initial", indexes=indexes)
+    first, second = remedies(run)
+    assert (first.outcome, first.best, first.length) == ("● held", True, "100 of 1,600")
+    assert (second.outcome, second.best) == ("✖ failed", False)
+    vain = remedies(again(tmp_path, run, (unclipped, 0.5)))
+    assert [(one.outcome, one.best) for one in vain] == [("○ held, as without it", False), ("✖ failed", False)]
+    (whole,) = next_remedies(run)
+    proven = remedies(again(tmp_path, run, (unclipped, 0.5), (whole, 0.3)))
+    assert (proven[0].outcome, proven[0].best, proven[0].length) == ("● held", True, "1,600")
+    assert len(proven) == 2
 
 
 def test_short_time_shortens_and_then_leaves_out(tmp_path):

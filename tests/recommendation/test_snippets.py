@@ -10,7 +10,7 @@ from gradscope.recommendation import recommend, snippet
 from gradscope.recommendation.snippets import FORMS
 from tests.builders import make_run
 
-BY_VALUE = {"pytorch", "lightning", "accelerate", "composer", "optax", "keras"}
+BY_VALUE = {"pytorch", "lightning", "lightning-manual", "accelerate", "composer", "optax", "keras"}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_by_value_where_the_framework_can(framework, advice):
 
 def test_case_does_not_matter_and_unknown_frameworks_are_named(advice):
     assert snippet("PyTorch", advice) == snippet("pytorch", advice)
-    with pytest.raises(UsageError, match="'mxnet'; there are: pytorch, lightning, transformers"):
+    with pytest.raises(UsageError, match="'mxnet'; there are: pytorch, lightning, lightning-manual, transformers"):
         snippet("mxnet", advice)
 
 

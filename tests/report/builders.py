@@ -235,8 +235,8 @@ def verified(folder: Path) -> Report:
         candidates=tuple(candidates),
     )
     remedies = (
-        Remedy("lr ÷ 2", "remedy-0", True, 1.0, "lr = 0.05", best=True),
-        Remedy("longer warm-up", "remedy-1", False, None, "warmup = 100"),
+        Remedy("lr ÷ 2", "remedy-0", True, 1.0, "lr = 0.05", best=True, steps=100, planned=2000),
+        Remedy("longer warm-up", "remedy-1", False, None, "warmup = 100", steps=2000, planned=2000),
     )
     verdict = Verdict("will-explode", 7.2, 1.0, None, ("The rehearsal ×1 failed, and a second draw confirmed it.",))
     return make_report(run, culprit="blocks.7.mlp", verdict=verdict, recommendation=recommendation, remedies=remedies)

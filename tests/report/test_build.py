@@ -314,3 +314,10 @@ def test_losses_that_were_not_seen_are_told(tmp_path):
     assert "The loss of 30 steps was not seen, so that norms alone are judged there." in build_report(run).caveats
     run = make_run(tmp_path / "none", [1.0] * 60, loss=[float("nan")] * 60, recorded_by="record")
     assert "The loss of any step was not seen, so that norms alone are judged there." in build_report(run).caveats
+
+
+def test_of_a_script_the_precision_of_its_parameters_is_known(tmp_path):
+    facts = dict(measured(build_report(make_run(tmp_path, [1.0] * 60, recorded_by="record"))))
+    assert facts["Precision"] == "float32 parameters; autocast is not seen"
+    facts = dict(measured(build_report(make_run(tmp_path, [1.0] * 60, recorded_by="analyze"))))
+    assert facts["Precision"] == "fp32"

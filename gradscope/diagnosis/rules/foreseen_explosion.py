@@ -45,9 +45,9 @@ def check(run: Run) -> Iterator[Finding]:
         "The rest of the plan explodes in its rehearsals."
         if sure
         else f"The rest of the plan holds as planned, but not at {number(headroom)} × its learning rate.",
-        "Take the best of the remedies that were tried."
+        "Take the best of the remedies that were tried, where one held."
         if sure
-        else "Raise the learning rate with care; a clipping threshold is cheap insurance.",
+        else "Raise the learning rate with care.",
         value=headroom,
         unit="times the planned learning rate",
     )

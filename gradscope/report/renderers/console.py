@@ -242,10 +242,15 @@ def _candidates(report: Report) -> Iterator[RenderableType]:
 
 def _remedies(report: Report) -> Iterator[RenderableType]:
     if report.remedies:
-        table = plain_table("Change", "Outcome", ("Loss at the end", "right"), "")
+        table = plain_table("Change", "Outcome", "Steps", ("Loss at the end", "right"), "")
         for remedy in report.remedies:
-            held = "● held" if remedy.held else "✖ failed"
-            values = (visible(remedy.name), held, number(remedy.loss), "best" if remedy.best else "")
+            values = (
+                visible(remedy.name),
+                remedy.outcome,
+                remedy.length,
+                number(remedy.loss),
+                "best" if remedy.best else "",
+            )
             table.add_row(*(Text(value) for value in values), style="bold" if remedy.best else "")
         yield heading("Remedies tried")
         yield _indent(table)

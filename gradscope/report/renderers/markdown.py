@@ -112,12 +112,11 @@ def _rehearsals(report: Report) -> list[str]:
 
 
 def _remedies(report: Report) -> list[str]:
-    rows = [
-        (escape(r.name), "held" if r.held else "failed", number(r.loss), "best" if r.best else "")
-        for r in report.remedies
-    ]
+    rows = [(escape(r.name), r.outcome, r.length, number(r.loss), "best" if r.best else "") for r in report.remedies]
     best = [f"```python\n{r.snippet}\n```" for r in report.remedies if r.best and r.snippet]
-    return ["## Remedies tried", table(("Change", "Outcome", "Loss at the end", ""), rows), *best] if rows else []
+    return (
+        ["## Remedies tried", table(("Change", "Outcome", "Steps", "Loss at the end", ""), rows), *best] if rows else []
+    )
 
 
 def _ranks(report: Report) -> list[str]:
