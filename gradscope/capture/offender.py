@@ -32,8 +32,8 @@ TARGETS = frozenset({"_saved_target", "_saved_weight", "_saved_pos_weight"})
 
 
 class Broken(NamedTuple):
-    """What was nonfinite first: `what` of the layer with this `parameter` (an id), its `activation` or its `input`; or what
-    one of `operations` computed after that layer.
+    """What was nonfinite first: `what` of the layer with this `parameter` (an id), its `activation` or its `input`; or an
+    `operation` after it, one of `operations`, which may be to blame instead of an activation too.
     """
 
     parameter: int
@@ -122,14 +122,16 @@ def _made(node: Any, broken: set[str], before: torch.Tensor | None) -> Broken | 
     `before`: a parameter of the layer to name where operations have several inputs, so that none is the one.
     """
     operations = _suspects(node, broken)
+    if operations and (own := _leaves(operations[0])):
+        return Broken(id(own[0]), "activation", tuple(map(_named, operations[1:])))
     layer = _layer_before(node)
-    if operations is None or layer is None:
+    if not operations or layer is None:
         return None if before is None else Broken(id(before), "activation")
-    return Broken(id(layer), "activation", tuple(map(_named, operations)))
+    return Broken(id(layer), "operation", tuple(map(_named, operations)))
 
 
 def _suspects(node: Any, broken: set[str]) -> list[Any] | None:
-    """The operations that may have made what `node` keeps; none: the layer before it; None: unknown."""
+    """What may have made what `node` keeps: a layer first, or operations alone. None: unknown."""
     if all(name in PLACES and node.next_functions[PLACES[name]][0] is None for name in broken):
         return [node]  # it was given a value from outside the network
     suspects = [node] if any(map(_is_output, broken)) else []
@@ -143,7 +145,7 @@ def _suspects(node: Any, broken: set[str]) -> list[Any] | None:
         if not any(map(_is_output, kept)):
             suspects.insert(0, node)
         known = bool(kept)
-    return [] if suspects and _leaves(suspects[0]) else suspects
+    return suspects
 
 
 def _givers(node: Any) -> list[Any]:

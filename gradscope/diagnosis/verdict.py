@@ -14,8 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.rehearsals import (
     MOST,
+    REFERENCE,
     Reference,
     Rehearsed,
     broken_off,
@@ -114,7 +116,7 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     trial = run.trials[one.name]
     bad = harmful(trial)[:NEXT]
     if bad.any():
-        return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite"
+        return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite{_first(trial)}"
     base, limit = reference(run), LOSS_FACTOR * beginning(np.abs(run.loss), EARLY_LOSSES)
     if one.full and not _above(late_loss(trial), base, limit):
         return None
@@ -163,11 +165,28 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
 
 def _say(run: Run, one: Rehearsed) -> str:
     what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
-    against = number(one.loss) if one.loss < 0 else f"{number(10**one.loss_rise)} × the window's"
-    peak = f", its largest norm at {number(10**one.norm_rise)} ×{_where(run, one)}" if one.failed else ""
-    end = f"nonfinite{_where(run, one)}" if one.nonfinite else f"loss at {against}{peak}"
     state = "failed" if one.failed else "held"
+    end = _how_it_broke(run, one) if one.nonfinite else _how_it_ended(run, one)
     return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"
+
+
+def _how_it_broke(run: Run, one: Rehearsed) -> str:
+    return f"nonfinite{_where(run, one)}{_first(run.trials[one.name])}"
+
+
+def _first(trial: Run) -> str:
+    """What went nonfinite first in a trial, where that is known and not the loss."""
+    seen = trial.header.first_nonfinite
+    return "" if seen is None or seen.went_first == "loss" else f", {named(seen)} first"
+
+
+def _how_it_ended(run: Run, one: Rehearsed) -> str:
+    trial, window = run.trials[one.name], level(run.loss[-REFERENCE:])
+    said = f"loss {number(one.loss)}, in the window {number(window)}"
+    if not one.failed:
+        return said
+    largest, usual = unscaled_norms(trial)[usable(trial)].max(initial=0.0), reference(run).norm
+    return f"{said}; largest norm {number(float(largest))}{_where(run, one)}; in the window {number(usual)}"
 
 
 def _where(run: Run, one: Rehearsed) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.offenders import named as first_named
 from gradscope.diagnosis.ranks import first_ranks, named
-from gradscope.diagnosis.series import any_of
 from gradscope.report.model import Report
 from gradscope.report.text import number, plural, share, visible
 from gradscope.runs.run import Run
@@ -63,14 +63,7 @@ def _first_nonfinite(run: Run, offender: Offender) -> str:
     ranks = first_ranks(run)
     if ranks and 0 not in ranks.ranks and ranks.step <= offender.step:
         return f"loss of {named(ranks.ranks)} at step {ranks.step}"
-    if offender.went_first == "loss":
-        return f"the loss, at step {offender.step}"
-    if offender.went_first == "input" and not offender.layer:
-        return f"the data, at step {offender.step}"
-    where = visible(offender.parameter or offender.layer or "unknown layer")
-    if offender.operations:
-        return f"what {visible(any_of(offender.operations))} computed after {where}, at step {offender.step}"
-    return f"{offender.went_first} of {where} at step {offender.step}"
+    return f"{visible(first_named(offender))}, at step {offender.step}"
 
 
 def _every(every: int) -> str:

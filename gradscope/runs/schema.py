@@ -137,9 +137,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Offender:
-    """The first nonfinite value, from before it spread. `went_first`: loss | input | activation | gradient.
+    """The first nonfinite value, from before it spread. `went_first`: loss | input | activation | operation | gradient.
 
-    `operations`: one of them, computed after the layer, gave it, rather than the layer itself.
+    An operation is one of `operations`, computed after the layer. Beside an activation, they may be to blame instead of it.
     """
 
     step: int

@@ -7,7 +7,7 @@ from gradscope.diagnosis.series import level
 from gradscope.diagnosis.verdict import judge
 from gradscope.recommendation import recommend
 from gradscope.report.remedies import remedies
-from gradscope.runs.schema import Trial
+from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 NEXT = tuple(range(50, 1000))
@@ -35,7 +35,7 @@ def test_a_window_without_a_loss_is_no_measure(tmp_path, window):
 
 
 def test_a_negative_loss_is_told_as_it_is(tmp_path):
-    assert "held (loss at -9)" in foreseen(tmp_path, -9.0).reasons[0]
+    assert "held (loss -9, in the window" in foreseen(tmp_path, -9.0).reasons[0]
 
 
 def test_where_losses_lie():
@@ -93,3 +93,14 @@ def test_the_best_remedy_is_the_lowest_loss(tmp_path, other, order):
     assert [one.name for one in found] == order
     assert [one.best for one in found] == [True, False, False]
     assert found[-1].held == (other > 0)
+
+
+def test_a_loss_that_falls_from_near_zero_far_below_it_is_no_explosion(tmp_path):
+    window, coming = np.linspace(-0.0001, -0.3, 50), np.linspace(-0.3, -1.5, 450)
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=tuple(range(50, 500))), coming, np.ones(450))}
+    run = make_run(tmp_path, [1.0] * 50, loss=window, trials=trials, plan=Plan(total_steps=500))
+    assert judge(run).verdict == "stable"
+    deep = {"x1": (trials["x1"][0], np.linspace(-20.0, -1e4, 450), np.linspace(1.0, 1e4, 450))}
+    assert (
+        judge(make_run(tmp_path, [1.0] * 50, loss=window, trials=deep, plan=Plan(total_steps=500))).verdict != "stable"
+    )

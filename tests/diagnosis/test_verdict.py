@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from gradscope.diagnosis.rehearsals import rehearsed
 from gradscope.diagnosis.verdict import EXPLODING, judge
-from gradscope.runs.schema import Ending, Plan, Trial
+from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -106,9 +108,8 @@ def test_a_failure_at_a_multiple_is_thin_headroom(tmp_path, factor, headroom):
 
 def test_a_rehearsal_that_failed_says_by_how_much_loss_and_norm_rose(tmp_path):
     verdict = judge(run_with(tmp_path, (rehearsal(), HELD), (rehearsal("more", 2.0), FAILED)))
-    assert "held (loss at" in verdict.reasons[0]
-    assert "its largest norm" not in verdict.reasons[0]
-    assert "× the window's, its largest norm at 200 × at step 50 of the plan)" in verdict.reasons[1]
+    assert "held (loss 0.522, in the window 1)" in verdict.reasons[0]
+    assert "; largest norm 200 at step 50 of the plan; in the window 1)" in verdict.reasons[1]
 
 
 def test_a_failed_replay_is_thin_headroom(tmp_path):
@@ -270,4 +271,13 @@ def test_where_a_rehearsal_fails_is_said_with_its_learning_rate(tmp_path):
     losses, norms = np.geomspace(1.0, 100.0, 100), np.full(100, 200.0)
     norms[20] = 1000.0
     grown = judge(run_with(tmp_path / "grown", (rehearsal(indexes=indexes), (losses, norms)), plan=plan))
-    assert "its largest norm at 1,000 × at step 70 of the plan)" in grown.reasons[0]
+    assert "; largest norm 1,000 at step 70 of the plan; in the window 1)" in grown.reasons[0]
+    seen = Offender(109, "fc1", None, "operation", operations=("log",))
+    losses, norms = np.ones(60), np.ones(60)
+    losses[-1] = norms[-1] = INF
+    started = run_with(tmp_path / "told", (rehearsal(indexes=indexes), (losses, norms)), plan=plan)
+    (name, trial), *_ = started.trials.items()
+    told = dataclasses.replace(trial, header=dataclasses.replace(trial.header, first_nonfinite=seen))
+    said = judge(dataclasses.replace(started, trials={name: told})).reasons[0]
+    assert "nonfinite at step" in said
+    assert "what log computed after fc1 first)" in said

@@ -49,7 +49,13 @@ CASES = {
 }
 
 OPERATIONS = {"activation": ("div",), "output": ("mul",)}
-WENT = {"weight": "activation", "output": "activation", "target": "loss", "judged target": "loss"}
+WENT = {
+    "weight": "activation",
+    "output": "operation",
+    "activation": "operation",
+    "target": "loss",
+    "judged target": "loss",
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,7 +104,14 @@ HALF = "torch.autocast('cpu', dtype=torch.float16)"
         ("h = torch.log(torch.relu(h) * (0.0 if bad else 1.0) + (0.0 if bad else 1.0))", "", "stem", ("log",)),
         ("h = h.tanh() * torch.full_like(h, math.inf if bad else 1.0)", "", "stem", ("mul",)),
         (ATTENTION, "", "qkv", ("mm", "div", "masked_fill", "softmax")),
-        ("h = self.qkv(h.abs().sign() * (6e4 if bad else 1.0))[:, :8] * 1e-4", HALF, "qkv", ()),
+        ("h = torch.exp(h + (1e3 if bad else 0.0))", "", "stem", ("add", "exp")),
+        (
+            "h = nn.functional.layer_norm(self.qkv(h * (1e20 if bad else 1.0))[:, :8], (8,))",
+            "",
+            "qkv",
+            ("native_layer_norm",),
+        ),
+        ("h = self.qkv(h.abs().sign() * (6e4 if bad else 1.0))[:, :8] * 1e-4", HALF, "qkv", ("mul",)),
     ],
 )
 def test_what_went_first_between_layers(
@@ -107,7 +120,13 @@ def test_what_went_first_between_layers(
     script = BETWEEN.format(body=body, context=context or "torch.enable_grad()")
     found = record(tmp_path, script).run.header.first_nonfinite
     assert found is not None
-    assert (found.step, found.went_first, found.layer, found.operations) == (1, "activation", layer, operations)
+    assert (found.step, found.layer, found.operations) == (1, layer, operations)
+
+
+def test_a_layer_that_was_given_finite_values_made_the_others() -> None:
+    first, norm, last = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 1)
+    loss = last(norm(first(torch.ones(4, 8) * 1e20))).mean()
+    assert offender.nonfinite_activation(loss) == Broken(id(norm.weight), "activation")
 
 
 def test_the_step_that_a_script_stops_at(tmp_path: Path) -> None:

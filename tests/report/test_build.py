@@ -284,7 +284,7 @@ def test_the_facts_of_a_run(tmp_path):
     facts = dict(measured(make_report(run)))
     assert facts["Steps"] == "3 steps of an unknown number planned, every 5th recorded"
     assert (facts["Optimizer"], facts["Clipping today"], facts["Ended"]) == ("unknown", "2", "failed: boom")
-    assert (facts["Skipped"], facts["First nonfinite"]) == ("1 step", "gradient of fc1 at step 2")
+    assert (facts["Skipped"], facts["First nonfinite"]) == ("1 step", "the gradient of fc1, at step 2")
     loss = make_run(tmp_path, [1.0] * 3, first_nonfinite=Offender(2, "fc1", "fc1.weight", "loss"))
     assert dict(measured(make_report(loss)))["First nonfinite"] == "the loss, at step 2"
     killed = dataclasses.replace(run.header, ending=Ending(), overhead_s=1.0, seed=3, command=("/a/b/gradscope", "x y"))

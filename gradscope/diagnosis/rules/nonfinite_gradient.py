@@ -23,6 +23,7 @@ References
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,8 +31,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.offenders import named as first_named
 from gradscope.diagnosis.ranks import first_ranks, named
-from gradscope.diagnosis.series import any_of, count, finding, read_at
+from gradscope.diagnosis.series import count, finding, read_at
 from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps, what_to_do
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Offender, Parameter
@@ -125,16 +127,15 @@ def _as_seen(run: Run, row: int, seen: Offender) -> _Origin:
     if seen.went_first == "loss":
         return _Origin(None, f"the loss was nonfinite before any gradient{batch}", LOSS)
     if seen.went_first == "input":
-        what = f"the input that {seen.layer} reads was" if seen.layer else "the data were"
-        return _Origin(None, f"{what} nonfinite first{batch}", None)
-    where = seen.layer or seen.parameter or "the network"
-    if seen.operations:
-        said = f"what {any_of(seen.operations)} computed after {where} went first{batch}"
+        were = "was" if seen.layer else "were"
+        return _Origin(None, f"{first_named(seen)} {were} nonfinite first{batch}", None)
+    what = first_named(dataclasses.replace(seen, parameter=None) if seen.layer else seen)
+    said = f"{what} went first{batch}"
+    if seen.went_first == "operation":
         return _Origin(seen.layer, said, "what that operation was given")
-    said = f"the {seen.went_first} of {where} went first{batch}"
     if seen.went_first == "gradient" and seen.layer:
         return _in_backward(run, row, seen.layer, said)
-    return _Origin(seen.layer, said, f"what {where} computes from that step's batch")
+    return _Origin(seen.layer, said, f"what {seen.layer or 'the network'} computes from that step's batch")
 
 
 def _in_backward(run: Run, row: int, layer: str, said: str) -> _Origin:
