@@ -18,6 +18,7 @@ T = TypeVar("T")
 WIDEST = 100_000
 """Nodes after which a walk gives up: more than any one module has."""
 
+SUMS = ("AddBackward0", "SubBackward0")
 NEAR = 64
 """Nodes between one module's output and the next one's input after which the link counts as unknown."""
 
@@ -54,7 +55,9 @@ def uses(made: Sequence[torch.Tensor], edge: Edge, entries: Container[Node]) -> 
 
 
 def only_source(node: Node | None, sources: Mapping[Node, T]) -> T | None:
-    """The one source that a tensor made by `node` is computed from; None where there are several or none is near."""
+    """The one source that a tensor made by `node` is computed from; None where there are several or none is near, or where
+    something outside the graph, as a frozen embedding is, was added on the way.
+    """
     found: list[T] = []
     pending: list[Node] = [node]
     seen: set[Node] = set()
@@ -67,7 +70,10 @@ def only_source(node: Node | None, sources: Mapping[Node, T]) -> T | None:
             if not any(one is sources[node] for one in found):
                 found.append(sources[node])
         else:
-            pending += [other for other, _ in node.next_functions]
+            before = [other for other, _ in node.next_functions]
+            if None in before and node.name() in SUMS:
+                return None
+            pending += before
         if len(seen) > NEAR or len(found) > 1:
             return None
     return found[0] if found else None

@@ -118,8 +118,8 @@ def initialisation(seen: Setting) -> Excess:
 
 
 def learning_rate(seen: Setting) -> Excess:
-    """(L,): the learning rate against that of all layers that are trained."""
-    return excess(seen.rates, [np.arange(len(seen.rates))])
+    """(L,): the learning rate against that of all layers that are trained, a rate that one of them has."""
+    return excess(seen.rates, [np.arange(len(seen.rates))], upper=True)
 
 
 def amplification(seen: Setting) -> Excess:

@@ -38,15 +38,17 @@ def nothing(count: int) -> Excess:
     return Excess(np.zeros(count), np.zeros(count), np.zeros(count), np.full(count, np.nan))
 
 
-def excess(logs: Floats, groups: Iterable[Indexes]) -> Excess:
-    """Compare each of `logs` (log10; NaN: not measured) with the others of its group. Groups do not overlap."""
+def excess(logs: Floats, groups: Iterable[Indexes], *, upper: bool = False) -> Excess:
+    """Compare each of `logs` (log10; NaN: not measured) with the others of its group. Groups do not overlap. `upper`: of an
+    even number of others the upper median, which is one of them.
+    """
     result = nothing(len(logs))
     for group in groups:
         kept = group[np.isfinite(logs[group])]
         if len(kept) < 2:
             continue
         values = logs[kept]
-        center = median_of_others(values)
+        center = median_of_others(values, upper=upper)
         spread = 1.4826 * _deviation_of_others(values, center) + SPREAD_FLOOR
         result.decades[kept] = values - center
         result.z[kept] = (values - center) / spread
@@ -69,15 +71,16 @@ def smallest(found: list[Excess]) -> Excess:
     return choose(found, np.argmin([one.decades for one in found], axis=0))
 
 
-def median_of_others(values: Floats) -> Floats:
-    """(n,): the median of all values but the own one; n of at least 2."""
+def median_of_others(values: Floats, *, upper: bool = False) -> Floats:
+    """(n,): the median of all values but the own one, or the upper median; n of at least 2."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     rank = np.empty(len(values), np.int64)
     rank[order] = np.arange(len(values))
     others = len(values) - 1
     low, high = (others - 1) // 2, others // 2
-    return np.asarray((ordered[low + (rank <= low)] + ordered[high + (rank <= high)]) / 2, float)
+    below, above = ordered[low + (rank <= low)], ordered[high + (rank <= high)]
+    return np.asarray(above if upper else (below + above) / 2, float)
 
 
 def _deviation_of_others(values: Floats, center: Floats) -> Floats:

@@ -152,7 +152,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
         return _kept(off, best, today) or off
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
-        f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(best.loss or 0.0)} {over}"
+        f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(surely(best, longest))} {over}"
         f"{_without(tried, fails)}; it clipped {percent(best.clipped_fraction)} of them. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )

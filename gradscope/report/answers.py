@@ -91,7 +91,7 @@ def layer(report: Report) -> Answer:
     """The layer most at risk; where none stands out, the one that a finding accuses."""
     question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
     if found:
-        sure = "Perhaps " if ranked and found[0] == ranked[0].name and ranked[0].level == "medium" else ""
+        sure = "Perhaps " if any(one.name == found[0] and one.level == "medium" for one in ranked) else ""
         return Answer(question, sure + visible(found[0]), _sentences((without_subject(found[1], found[0]), found[2])))
     rank = apart(report.diagnosis)
     if rank and rank.severity != "info":
@@ -116,9 +116,9 @@ def _found(report: Report, code: str) -> Finding | None:
 
 def accused(report: Report) -> tuple[str, str, str] | None:
     """The layer to look at first, what was seen in it, and what to do; None where there is none."""
-    ranked = report.diagnosis.layers
-    if ranked and ranked[0].level != "low":
-        return ranked[0].name, ranked[0].message, ranked[0].advice
+    for one in report.diagnosis.layers:
+        if one.level != "low":
+            return one.name, one.message, one.advice
     for finding in report.diagnosis.findings:
         if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
             return finding.subject, finding.message, finding.advice

@@ -660,3 +660,20 @@ def test_a_norm_of_one_layers_output_is_no_normalised_stream_and_no_graph_is_unk
     rows, _ = measured(model, torch.randn(8, 6))
     assert rows["fed_normalised"] == {"2": 0, "3": 0}
     assert rows["normalised"] == {"0": 1, "1": 0, "2": 0, "3": 0}
+
+
+class OnData(nn.Module):
+    """A residual stream that begins with a value that takes no gradient, as of a frozen embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.fc(x))
+
+
+def test_what_is_added_from_outside_the_graph_ends_what_follows() -> None:
+    rows, _ = measured(OnData(), torch.randn(4, 6))
+    assert "fc" in rows["forward_gain"]
+    assert "fc" not in rows.get("forward_gain_with_activation", {})

@@ -406,3 +406,8 @@ def test_the_model_itself_is_called_root(tmp_path):
     parameters = (*stack(4), Parameter("scale", "", "Model", (4, 4), "float32", 4))
     run = run_with(tmp_path, parameters, scales_of(parameters))
     assert by_name(run)[""].message.startswith("(root): like its peers")
+
+
+def test_a_rate_is_held_against_one_that_a_layer_has(tmp_path):
+    run = run_with(tmp_path, stack(3), rates={0.01: [0, 1], 0.001: [2]})
+    assert {risk.level for risk in rank_layers(run)} == {"low"}

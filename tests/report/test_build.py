@@ -321,3 +321,10 @@ def test_of_a_script_the_precision_of_its_parameters_is_known(tmp_path):
     assert facts["Precision"] == "float32 parameters; autocast is not seen"
     facts = dict(measured(build_report(make_run(tmp_path, [1.0] * 60, recorded_by="analyze"))))
     assert facts["Precision"] == "fp32"
+
+
+@pytest.mark.parametrize("how", [{"plan": Plan(precision="fp16")}, {"columns": {"loss_scale": [8.0] * 60}}])
+def test_where_a_scaler_is_in_use_gradients_are_unscaled_before_the_clip(tmp_path, how):
+    report = build_report(make_run(tmp_path, [1.0] * 60, **how))
+    assert str(paste_line(report)).splitlines()[0].startswith("scaler.unscale_(optimizer)")
+    assert all("unscale_" not in one.code for one in pastes(report) if one.framework != "pytorch")
