@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis.series import Bools, Indexes, level, median, number, running_median, unscaled_norms, usable
 from gradscope.runs.run import Floats, Run
+from gradscope.runs.schema import ROOT
 
 LEAST = 20
 EARLY_LOSSES, EARLY_NORMS, LATE = 5, 10, 10
@@ -35,7 +36,8 @@ class Explosion:
 
 def explosion(run: Run) -> Explosion | None:
     """The explosion that the recorded steps show, or None: `seen_in_window`, or a norm above 1000 × what came before it with
-    a loss that recovers neither in the window nor in a rehearsal of the plan, or that rises where the recording ends.
+    a loss that recovers neither in the window nor in a rehearsal of the plan, or that rises where the recording ends, or
+    with a layer that is dead afterwards.
     """
     return seen_in_window(run) or _stays_blown(run) or _ends_rising(run)
 
@@ -186,11 +188,29 @@ def _stays_blown(run: Run) -> Explosion | None:
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
     ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
-    if not (seen.both and jumps.any() and min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES)):
+    if not jumps.any():
         return None
     row = int(np.argmax(jumps))
-    pair = float(seen.norms[row]), float(before[row]), BLOWN
-    return _explosion(run, seen.norm_rows[row:], seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
+    pair, rows = (float(seen.norms[row]), float(before[row]), BLOWN), seen.norm_rows[row:]
+    if seen.both and min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES):
+        return _explosion(run, rows, seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
+    if dead := _dead_after(run, int(rows[0])):
+        what = f"a gradient norm, after which layer {dead} gets a gradient of 0 to the end,"
+        return _explosion(run, rows, seen.norms[row:], pair, what)
+    return None
+
+
+def _dead_after(run: Run, row: int) -> str | None:
+    """The first layer whose gradient was not 0 before a row, and is in all of the later half of the steps that follow it,
+    which are 20 at least.
+    """
+    left = len(run.step) - row - 1
+    if left < LEAST:
+        return None
+    alive = run.ever(lambda norms: norms > 0, np.arange(row))
+    moves = run.ever(lambda norms: norms != 0, np.arange(len(run.step) - left // 2, len(run.step)))
+    killed = np.flatnonzero(alive & ~moves)
+    return run.header.parameters[killed[0]].layer or ROOT if len(killed) else None
 
 
 def _ends_rising(run: Run) -> Explosion | None:

@@ -79,6 +79,19 @@ def test_a_script_that_stops_at_an_explosion(tmp_path):
     assert few.first_step == 5
 
 
+def test_a_norm_that_leaves_a_layer_dead_is_an_explosion(tmp_path):
+    norms, losses = np.ones((90, 3)), np.full(90, 0.5)
+    norms[40], losses[:20], losses[40] = 1e6, 9.0, 1e6
+    assert explosion(make_run(tmp_path, grad_norm=norms, loss=losses)) is None
+    norms[45:, 1] = 0.0
+    seen = explosion(make_run(tmp_path, grad_norm=norms, loss=losses))
+    assert seen is not None
+    assert seen.first_step == 40
+    assert "after which layer fc2 gets a gradient of 0 to the end" in seen.reason
+    norms[:40, 1] = 0.0
+    assert explosion(make_run(tmp_path, grad_norm=norms, loss=losses)) is None  # it was dead before
+
+
 def test_a_rise_at_the_end_that_is_no_explosion(tmp_path):
     norms, losses = [16.0] * 40, [*np.linspace(400, 10, 20), *[11.0] * 20]
     assert (

@@ -8,9 +8,10 @@ How it decides
     Any nonfinite loss, or any nonfinite gradient that was not skipped; or median of the last 10 |loss| > 10 × median of
     the first 5, while the loss rose; or median of the last 10 gradient norms > 100 × median of the first 10; or a norm
     > 1000 × the first, with a last loss > 10 × the first; or a norm > 1000 × the median before it, with a loss that stays
-    above .75 of its beginning in the run and in every rehearsal at the planned rate. Units: multiples of the run's own
-    beginning (never below a hundredth of its median), so the scale of the loss does not matter. At least 20 steps for the
-    comparisons.
+    above .75 of its beginning in the run and in every rehearsal at the planned rate, or with a layer whose gradient is 0
+    from then on; or two losses or more at the very end, each > 10 × the median before it and the last the highest, with a
+    norm > 1000 × the median before. Units: multiples of the run's own beginning (never below a hundredth of its median), so
+    the scale of the loss does not matter. At least 20 steps for the comparisons, 7 for the last one.
 Known problems
     An explosion later than the recorded steps is not seen: no number read from the norms of a window foresees it (AUROC .48
     to .77 over 673 small trainings with known outcome). That is what rehearsals are for. Norms read after clipping
