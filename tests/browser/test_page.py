@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gradscope.recommendation import recommend
+from gradscope.recommendation.snippets import FORMS
 from gradscope.report.build import build_report
 from gradscope.report.compare import compare_html
 from gradscope.report.renderers import renderer
@@ -305,7 +306,7 @@ def test_without_javascript_everything_is_there(made, visit):
     page = visit(made("verified")[1], script=False)
     assert page.locator("#heat-picture").is_visible()
     assert page.locator(".js-only:visible").count() == 0
-    assert page.locator("pre[data-framework]").count() == 9
+    assert page.locator("pre[data-framework]").count() == len(FORMS)
     page.locator(".others summary").click()
     assert page.get_by_text("gradient_clip_algorithm").first.is_visible()
     page.locator(".ladder summary").click()
