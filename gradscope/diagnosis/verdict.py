@@ -177,7 +177,7 @@ def _how_it_broke(run: Run, one: Rehearsed) -> str:
 def _first(trial: Run) -> str:
     """What went nonfinite first in a trial, where that is known and not the loss."""
     seen = trial.header.first_nonfinite
-    return "" if seen is None or seen.went_first == "loss" else f", {named(seen)} first"
+    return "" if seen is None or seen.went_first == "loss" else f"; first {named(seen)}"
 
 
 def _how_it_ended(run: Run, one: Rehearsed) -> str:

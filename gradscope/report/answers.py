@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradscope.diagnosis.model import Finding, Verdict
-from gradscope.diagnosis.window import enough
+from gradscope.diagnosis.offenders import named
+from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -105,8 +106,19 @@ def layer(report: Report) -> Answer:
         return Answer(question, "No layer was measured", ())
     if report.unranked:
         return Answer(question, "Not known", _sentences((report.unranked, "measure them with: gradscope analyze")))
+    if broke := _broke_ahead(report):
+        return Answer(question, f"None stands out, but {visible(broke[0])} breaks first", _sentences((broke[1],)))
     nearest = f"nearest to it is the layer {visible(ranked[0].name)}" if ranked[0].component else ""
     return Answer(question, "None stands out", _sentences((nearest,)))
+
+
+def _broke_ahead(report: Report) -> tuple[str, str] | None:
+    """The layer that went nonfinite first where the plan is rehearsed as it is, and how; None where none did."""
+    for trial in trials(report.run, "rehearsal"):
+        seen = trial.header.first_nonfinite
+        if of_the_plan(trial) and seen is not None and seen.layer and seen.went_first != "input":
+            return seen.layer, f"in its rehearsal {visible(named(seen))} is nonfinite first"
+    return None
 
 
 def _found(report: Report, code: str) -> Finding | None:

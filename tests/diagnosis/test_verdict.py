@@ -280,4 +280,4 @@ def test_where_a_rehearsal_fails_is_said_with_its_learning_rate(tmp_path):
     told = dataclasses.replace(trial, header=dataclasses.replace(trial.header, first_nonfinite=seen))
     said = judge(dataclasses.replace(started, trials={name: told})).reasons[0]
     assert "nonfinite at step" in said
-    assert "what log computed after fc1 first)" in said
+    assert "; first what log computed after fc1)" in said

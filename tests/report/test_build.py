@@ -328,3 +328,19 @@ def test_where_a_scaler_is_in_use_gradients_are_unscaled_before_the_clip(tmp_pat
     report = build_report(make_run(tmp_path, [1.0] * 60, **how))
     assert str(paste_line(report)).splitlines()[0].startswith("scaler.unscale_(optimizer)")
     assert all("unscale_" not in one.code for one in pastes(report) if one.framework != "pytorch")
+
+
+def test_the_layer_that_breaks_in_the_rehearsal_of_the_plan_answers_where_none_stands_out(tmp_path):
+    indexes = tuple(range(60, 100))
+    losses = np.r_[np.ones(20), np.nan]
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=indexes), losses, losses)}
+    gains = (0, "forward_gain", ["fc1", "fc2"], [1.0, 1.0])
+    run = make_run(tmp_path, [1.0] * 60, trials=trials, plan=Plan(total_steps=100), probes=[gains])
+    child = run.trials["x1"]
+    seen = Offender(80, "fc2", None, "activation", operations=("exp",))
+    told = dataclasses.replace(child, header=dataclasses.replace(child.header, first_nonfinite=seen))
+    answer = which_layer(build_report(dataclasses.replace(run, trials={"x1": told})))
+    assert answer.answer == "None stands out, but fc2 breaks first"
+    assert answer.details == (
+        "In its rehearsal the activation of fc2 or what exp computed after it is nonfinite first.",
+    )
