@@ -80,7 +80,7 @@ def steps_range(first: int | None, last: int | None) -> str:
 def sparkline(
     values: Sequence[float], width: int, *, limits: tuple[float, float] | None = None, unicode: bool = True
 ) -> str:
-    """log10 of `values`, at most `width` characters, each the largest of its steps; nonfinite ones are marked `✕`.
+    """log10 of `values`, at most `width` characters, each the largest of its steps; `✕`: nonfinite, `·`: zero.
 
     `limits` are the values of the lowest and the highest mark; by default those of `values`.
     """
@@ -89,13 +89,15 @@ def sparkline(
         return ""
     starts = bins(len(magnitude), width)
     bad = np.maximum.reduceat(~np.isfinite(magnitude), starts)
-    pooled = log10(pool_max(np.where(np.isfinite(magnitude), magnitude, np.nan), starts))
+    largest = pool_max(np.where(np.isfinite(magnitude), magnitude, np.nan), starts)
+    pooled = log10(largest)
     known = pooled[~np.isnan(pooled)] if limits is None else np.log10(limits)
     low, span = (known.min(), max(np.ptp(known), 1e-9)) if len(known) else (0.0, 1.0)
     marks = _BLOCKS if unicode else _ASCII
     level = np.clip(np.nan_to_num((pooled - low) / span), 0, 1) * (len(marks) - 1)
-    wrong = "✕" if unicode else "x"
-    return "".join(wrong if b else marks[round(i)] for b, i in zip(bad, level, strict=True))
+    wrong, none = ("✕", "·") if unicode else ("x", " ")
+    shown = zip(bad, largest == 0, level, strict=True)
+    return "".join(wrong if b else none if zero else marks[round(i)] for b, zero, i in shown)
 
 
 def bar(value: float | None, low: float, high: float, width: int, *, unicode: bool = True) -> str:

@@ -96,7 +96,7 @@ def test_a_sparkline_fits_and_marks_what_is_nonfinite(values, width, unicode):
 def test_a_sparkline_rises_with_the_logarithm():
     assert sparkline([1, 10, 100, 1e7], 10) == "▁▂▃█"
     assert sparkline([1.0, 1.0], 10, limits=(1.0, 1e7)) == "▁▁"
-    assert sparkline([0.0, 0.0], 10) == "▁▁"
+    assert sparkline([0.0, 1.0], 10) == "·▁"
     spiky = [1.0] * 1000
     spiky[503] = 1e6
     assert "█" in sparkline(spiky, 40)
