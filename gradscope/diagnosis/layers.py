@@ -117,7 +117,7 @@ class _Ranking:
             return f"starts with {what} {times} × its peers'", f"Scale {whose} init by {number(1 / factor)}."
         if component == "learning rate":
             return (
-                f"has a learning rate {times} × the others'",
+                f"has a learning rate {times} × the others'{self._fast(i)}",
                 f"Bring its parameter group to the learning rate of the others, × {number(1 / factor)}.",
             )
         if component == "bias":
@@ -129,6 +129,14 @@ class _Ranking:
         if component == "gain":
             return said, "Look at the activation behind it; a norm behind it, or a smaller init, takes the gain away."
         return said, "Add the normalisation that its siblings have."
+
+    def _fast(self, i: int) -> str:
+        """Which parameters of the layer learn that fast, where not all of them do."""
+        optimizer, own = self.run.header.optimizer, self.run.layers[i].parameters
+        held = [(group.lr, set(own) & set(group.parameters)) for group in optimizer.groups] if optimizer else []
+        fast = max((one for one in held if one[1]), key=lambda one: one[0], default=(0.0, set(own)))[1]
+        names = [self.run.header.parameters[p].name.rpartition(".")[2] for p in sorted(fast)]
+        return "" if len(names) == len(own) else f" ({', '.join(names)})"
 
     def _initial_words(self, i: int) -> tuple[str, str]:
         """Which weights of the layer stand out, and whose init that is: of a recurrent layer the one matrix or gate."""

@@ -42,6 +42,8 @@ MOST_WHOLE = 4
 TRIALS = 8
 """About how many trials the first stage takes; the finals get what is left."""
 LEAST_NORMS = 5
+DEAD = 1e-20
+"""Of the first norm: below this nothing is learned."""
 WINDOW, NONE = "clipped-window", "clip-none"
 
 
@@ -104,9 +106,12 @@ def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: flo
 
 
 def center(run: Run) -> float | None:
-    """The median norm of the conservatively clipped window, in quarter decades from its first; None where it has too few."""
+    """The median norm of the conservatively clipped window, in quarter decades from its first; None where it has too few,
+    those of a network that died under it left out.
+    """
     window = run.trials[WINDOW]
     kept = unscaled_norms(window)[usable(window)]
+    kept = kept[kept > DEAD * kept[:1]]
     if len(kept) < LEAST_NORMS:
         return None
     decades = np.log10(np.median(kept)) - np.log10(kept[0])

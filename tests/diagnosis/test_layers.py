@@ -411,3 +411,10 @@ def test_the_model_itself_is_called_root(tmp_path):
 def test_a_rate_is_held_against_one_that_a_layer_has(tmp_path):
     run = run_with(tmp_path, stack(3), rates={0.01: [0, 1], 0.001: [2]})
     assert {risk.level for risk in rank_layers(run)} == {"low"}
+
+
+def test_which_parameter_of_a_layer_learns_fast_is_named(tmp_path):
+    parameters = stack(6, bias=True)
+    slow = [i for i in range(12) if i != 5]
+    risk = rank_layers(run_with(tmp_path, parameters, scales_of(parameters), rates={0.1: slow, 10.0: [5]}))[0]
+    assert risk.message == "fc2 has a learning rate 100 × the others' (bias)."

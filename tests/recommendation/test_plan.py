@@ -279,3 +279,11 @@ def test_the_best_thresholds_are_tried_on_the_whole_plan_until_one_holds(tmp_pat
     assert seen[-1].max_norm < 0.2 or len(seen) == 4
     chosen = [one for one in candidates(run) if one.chosen]
     assert seen[-1].max_norm >= 0.2 or chosen[0].trial == seen[-1].name
+
+
+def test_a_network_that_died_under_the_first_clip_says_nothing_of_thresholds(tmp_path):
+    window = next_candidates(make_run(tmp_path, [1.0] * 50, plan=PLAN))[0]
+    dead = np.r_[1.0, np.full(49, 1e-30)]
+    run = make_run(tmp_path, [1.0] * 50, plan=PLAN, trials={window.name: (window, np.ones(50), dead)})
+    assert next_candidates(run) == ()
+    assert recommend(run).max_norm == 1.0
