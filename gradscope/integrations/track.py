@@ -199,11 +199,15 @@ class Track:
     def before_clip(self, tensors: Sequence[torch.Tensor], limit: float, raises: bool) -> None:
         """The script is about to clip the gradients of `tensors`, which it set itself if no backward pass made them."""
         self.forget_stale()
-        if not self.order.micro_step and self._mark() != self._at_end and not self.sentinels.gone:
+        if not self.order.micro_step and self._set_by_hand():
             self.order.backward()
             self._after = self._mark()
         self.order.clip(limit, self.sentinels, self.scale, raises)
         self.order.covers(tensors)
+
+    def _set_by_hand(self) -> bool:
+        """Whether gradients were written since the last step, and are not zero."""
+        return self._mark() != self._at_end and not self.sentinels.gone
 
     def read(self, limit: float = math.nan) -> Reading | None:
         """Read the gradients now, unless that was done since the last backward, and note the threshold."""
@@ -238,7 +242,7 @@ class Track:
         """The optimizer is about to use the gradients."""
         if self._clipped and not self._stepped:
             self.order.step(optimizer, self._name)
-        if not (self.order.micro_step or self._stepped) and self._mark() != self._at_end:
+        if not (self.order.micro_step or self._stepped) and self._set_by_hand():
             self.order.take(events.GRADIENTS_SET, "", 0.0)
         if not self.due:
             return

@@ -186,6 +186,18 @@ def test_gradients_that_no_backward_pass_made_are_told(tmp_path: Path) -> None:
     assert [step for step, _, _ in done.events(events.GRADIENTS_SET)] == [*range(6)]
 
 
+def test_a_step_on_gradients_that_are_only_zeroed_sets_none(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.05)
+    for i in range(6):
+        optimizer.zero_grad(set_to_none=False)
+        if i % 2:
+            loss_of(model, i).backward()
+        optimizer.step()
+    """
+    assert not record(tmp_path, body).events(events.GRADIENTS_SET)
+
+
 def test_parameters_that_no_module_owns(tmp_path: Path) -> None:
     body = """
     w, v = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
