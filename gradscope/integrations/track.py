@@ -12,21 +12,14 @@ import numpy as np
 import torch
 
 from gradscope.capture.later import Number, gathered
-from gradscope.capture.magnitude import l2
 from gradscope.capture.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.capture.recorder import Reading, Recorder, learning_rates
+from gradscope.integrations.changes import OFTEN, Changes
 from gradscope.integrations.holdings import Holdings, held
 from gradscope.integrations.order import OrderNotes
-from gradscope.integrations.sentinels import SAME, Mark, Sentinels, clipped, mark, ratios, unchanged, uniform
+from gradscope.integrations.sentinels import Mark, Sentinels, mark
 from gradscope.runs import events
 from gradscope.runs.schema import Ending
-
-WHOLE = 1e-5
-"""How near to a whole number 1 ÷ ratio must be to call a shrinkage a division, as by a number of micro-batches."""
-
-
-OFTEN, SELDOM = 10, 8
-"""Values of a few gradients are compared at each of the first steps, then at each so-many-th."""
 
 
 class Track:
@@ -39,23 +32,18 @@ class Track:
         self.holdings = Holdings()
         self.order = OrderNotes(self._note)
         self.sentinels = Sentinels(recorder.tensors, recorder.header.parameters)
+        self.changes = Changes(recorder, self.order, self._measure)
         self.scale: Number = 1.0
         self.loss_scale: Number | None = None
         self.inside_closure = False
-        self._limit_by_hand = math.nan
-        self._reads_after_backward = True
-        self._trusts_backward = True
         self._usual_micro_steps = 1
         self._before: Mark = ()
         self._after: Mark = ()
-        self._marks: Mark = ()
         self._at_end: Mark = ()
         self._apart = False
         self._stale = self._kept = self._skips = False
         self._rates: dict[int, list[Any]] = {}
-        self._copies: dict[int, torch.Tensor] = {}
-        self._division, self._divided_alike = 1.0, 0
-        self._clipped = self._clips = self._looked = False
+        self._clipped = self._clips = False
         self._stepped: set[int] = set()
         self._hooked = False
         self._spare: list[int] = []
@@ -115,8 +103,8 @@ class Track:
         live = None if reading is None else np.flatnonzero(reading.norms.present)
         self.sentinels = Sentinels(self.recorder.tensors, self.recorder.header.parameters, live)
         self.order.micro_step, self._usual_micro_steps = other.order.micro_step, other._usual_micro_steps
-        self._stepped, self._hooked, self._reads_after_backward = other._stepped, True, other._reads_after_backward
-        self._clips, self._limit_by_hand, self._apart = other._clips, other._limit_by_hand, other._apart
+        self._stepped, self._hooked, self._clips, self._apart = other._stepped, True, other._clips, other._apart
+        self.changes.take_over(other.changes)
 
     def before_backward(self) -> None:
         """Gradients are about to be computed, perhaps of this training."""
@@ -148,13 +136,14 @@ class Track:
         self.order.backward()
         self.scale, self.loss_scale = scale, scale if scale != 1.0 else None
         self.recorder.take(None)
-        self._clipped = self._looked = False
+        self._clipped = False
+        self.changes.begin()
         if self.due:
             self.recorder.observe(loss, batch=batch)
-            if self._reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
+            if self.changes.reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
                 self._measure()
-            if self._looks and not self._clips:
-                self._marks, self._copies = mark(self.recorder.tensors), self.sentinels.copies()
+            if self.changes.looks and not self._clips:
+                self.changes.keep(self.sentinels)
         return True
 
     def doubt(self) -> None:
@@ -176,15 +165,6 @@ class Track:
 
     def _measure(self) -> Reading:
         return self.recorder.measure(scale=self.scale, loss_scale=self.loss_scale)
-
-    def _unscaled(self, norms: dict[int, float]) -> dict[int, float]:
-        return {i: norm / float(self.scale) for i, norm in norms.items()}
-
-    @property
-    def _looks(self) -> bool:
-        """Whether values are compared in this step even where no gradient seems to have been written to."""
-        step = self.recorder.step
-        return step < OFTEN or step % SELDOM == 0 or not (self.recorder.away or math.isnan(self._limit_by_hand))
 
     def gradients(self) -> set[int]:
         """The ids of its gradients."""
@@ -222,7 +202,7 @@ class Track:
     def clipped(self) -> None:
         """A function of torch has clipped the gradients."""
         self._clipped = self._clips = True
-        self._reads_after_backward = False
+        self.changes.reads_after_backward = False
         if not self.order.micro_step:
             self._at_end = self._mark()
         if (reading := self.recorder.reading) is None:
@@ -246,10 +226,9 @@ class Track:
             self.order.take(events.GRADIENTS_SET, "", 0.0)
         if not self.due:
             return
-        if not (self._clipped or self._looked) and self._trusts_backward:
-            self._looked = True
-            self._look_for_changes()
-        self.read(math.nan if self._clipped else self._limit_by_hand)
+        if not self._clipped and (self.changes.looks or self._mark() != self._after):
+            self.changes.look(self.sentinels, self.scale)
+        self.read(math.nan if self._clipped else self.changes.limit)
 
     def after_step(self, optimizer: torch.optim.Optimizer, *, skipped: Number = False) -> None:
         """The optimizer has used them, or a gradient scaler has kept it from that."""
@@ -287,7 +266,7 @@ class Track:
         rates = gathered([rate for one in self.optimizers for rate in self._rates.get(id(one)) or learning_rates(one)])
         if self._spare and self.due:
             self._leave_out_unused()
-        if self._looks:
+        if self.changes.looks:
             self.sentinels.follow(self.recorder.reading)
         self.recorder.finish_step(skipped=skipped, lr=rates)
         if self._origin is not None:
@@ -315,8 +294,8 @@ class Track:
 
     def _begin(self) -> None:
         self.order.end_step()
-        self._stepped, self._copies, self._clipped, self.inside_closure = set(), {}, False, False
-        self._looked = self._kept = False
+        self._stepped, self._clipped, self.inside_closure, self._kept = set(), False, False, False
+        self.changes.begin()
         self.scale, self.loss_scale = 1.0, None
         self._rates = {}
         self._at_end = self._mark()
@@ -330,71 +309,6 @@ class Track:
         else:
             self.recorder.abandon()
             self._begin()
-
-    def _look_for_changes(self) -> None:
-        """What the script itself did to the gradients since the last backward."""
-        found, shrunk = self._changes()
-        if not found or unchanged(found):
-            return
-        ratio, same = min(found), uniform(found)
-        if same and abs(1 / ratio - round(1 / ratio)) < WHOLE * (1 / ratio):
-            self._divided(ratio)
-        elif not shrunk or max(found) > 1 + SAME:
-            self._changed(ratio)
-        elif not self._divided_alike:
-            self._clipped_by_hand(ratio, same)
-        elif same and self._divided_alike > 1 and ratio < self._division:
-            self._clipped_by_hand(ratio / self._division, same)
-        else:
-            self._changed(ratio)
-
-    def _divided(self, ratio: float) -> None:
-        """The gradients were divided by a number of micro-steps, of samples or of tokens."""
-        if not (self._divided_alike or math.isnan(self._limit_by_hand)):
-            self.order.take(events.DIVIDED_LATE, "", 1 / ratio)
-        alike = abs(ratio / self._division - 1) <= SAME
-        self._division, self._divided_alike = ratio, self._divided_alike + 1 if alike else 1
-        self._reads_after_backward = False
-        self.recorder.take(None)
-
-    def _changed(self, ratio: float) -> None:
-        """What was done to the gradients cannot be told apart: they are read at the step from now on."""
-        self._trusts_backward = self._reads_after_backward = False
-        self._limit_by_hand = math.nan
-        self.recorder.take(None)
-        self.order.take(events.GRADIENTS_CHANGED, "", ratio)
-
-    def _changes(self) -> tuple[list[float], bool]:
-        """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which
-        is waited for then. And whether a clip can have done that.
-        """
-        written = self._looks and mark(self.recorder.tensors) != self._marks
-        found = [] if self.recorder.away else self._changes_of_sentinels()
-        reading = self.recorder.reading
-        if not written or reading is None or not unchanged(found):
-            return found, self.sentinels.only_shrunk(self._copies)
-        self.recorder.take(None)
-        after = self._measure().norms
-        self.recorder.take(reading)
-        return ratios(dict(enumerate(reading.norms.norm)), dict(enumerate(after.norm))), clipped(reading.norms, after)
-
-    def _changes_of_sentinels(self) -> list[float]:
-        if not self._looks and self._mark() == self._after:
-            return []
-        now, reading = self._unscaled(self.sentinels.norms()), self.recorder.reading
-        if reading is not None:
-            return ratios({i: float(reading.norms.norm[i]) for i in now}, now)
-        return ratios(self._unscaled({i: l2(copy) for i, copy in self._copies.items()}), now)
-
-    def _clipped_by_hand(self, ratio: float, uniform: bool) -> None:
-        self.order.take(events.CLIP_BY_HAND, "", ratio)
-        reading = self.recorder.reading
-        if reading is None:
-            after = self._measure()
-            reading = after._replace(norms=after.norms.divided(ratio)) if uniform else after
-        self._limit_by_hand = reading.global_norm * ratio if uniform else math.nan
-        self.recorder.take(reading)
-        self._reads_after_backward = not self._divided_alike
 
     def _name(self, tensor: torch.Tensor) -> str:
         place = self.parameters.get(id(tensor))
