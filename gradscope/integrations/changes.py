@@ -14,8 +14,10 @@ from gradscope.integrations.order import OrderNotes
 from gradscope.integrations.sentinels import SAME, Mark, Sentinels, clipped, mark, ratios, unchanged, uniform
 from gradscope.runs import events
 
-WHOLE = 1e-5
+WHOLE = 1e-6
 """How near to a whole number 1 ÷ ratio must be to call a shrinkage a division, as by a number of micro-batches."""
+LARGEST = 1 << 24
+"""Beyond it every number is whole."""
 OFTEN, SELDOM = 10, 8
 """Values of a few gradients are compared at each of the first steps, then at each so-many-th."""
 
@@ -33,7 +35,7 @@ class Changes:
         self.reads_after_backward = True
         self._recorder, self._order, self._measure = recorder, order, measure
         self._trusts_backward, self._looked = True, False
-        self._division, self._alike = 1.0, 0
+        self._division, self._alike, self._partial = 1.0, 0, False
         self._marks: Mark = ()
         self._copies: dict[int, torch.Tensor] = {}
 
@@ -45,7 +47,13 @@ class Changes:
     def looks(self) -> bool:
         """Whether values are compared in this step even where no gradient seems to have been written to."""
         step = self._recorder.step
-        return step < OFTEN or step % SELDOM == 0 or not (self._recorder.away or math.isnan(self.limit))
+        seldom = self._recorder.away or (math.isnan(self.limit) and not self._partial)
+        return step < OFTEN or step % SELDOM == 0 or not seldom
+
+    @property
+    def divides(self) -> bool:
+        """Whether the script divides its gradients, so that they are read after that."""
+        return self._alike > 0
 
     def begin(self) -> None:
         """Gradients were computed, or a step begins: nothing was done to them yet."""
@@ -60,20 +68,39 @@ class Changes:
         if self._looked or not self._trusts_backward:
             return
         self._looked = True
+        if self._removed():
+            self._partial = True
+            self._recorder.take(None)
+            return
         found, shrunk = self._found(sentinels, scale)
         if not found or unchanged(found):
             return
         ratio, same = min(found), uniform(found)
-        if same and abs(1 / ratio - round(1 / ratio)) < WHOLE * (1 / ratio):
+        if same and self._is_division(ratio, sentinels):
             self._divided(ratio)
         elif not shrunk or max(found) > 1 + SAME:
             self._changed(ratio)
         elif not self._alike:
             self._clipped(ratio, same)
-        elif same and self._alike > 1 and ratio < self._division:
+        elif same and self._is_constant() and ratio < self._division:
             self._clipped(ratio / self._division, same)
         else:
             self._changed(ratio)
+
+    def _removed(self) -> bool:
+        """Whether the script took gradients away since the backward pass."""
+        return self.looks and any(
+            old is not None and now is None for old, now in zip(self._marks, mark(self._recorder.tensors), strict=False)
+        )
+
+    def _is_division(self, ratio: float, sentinels: Sentinels) -> bool:
+        """By the nearest whole number, element by element where copies are at hand: a clip too may come near to one."""
+        by = 1 / ratio
+        return 1.5 < by < LARGEST and abs(by - round(by)) < WHOLE * by and sentinels.divided(self._copies, round(by))
+
+    def _is_constant(self) -> bool:
+        """Whether it is always the same number that is divided by: seen twice, or a power of two, as loss scales are."""
+        return self._alike > 1 or math.log2(self._division) % 1 == 0
 
     def _found(self, sentinels: Sentinels, scale: Number) -> tuple[list[float], bool]:
         """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which

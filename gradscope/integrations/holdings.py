@@ -38,35 +38,39 @@ class Holdings:
     """What the optimizers of one training hold, as last looked at: scripts replace parameters, and add more."""
 
     def __init__(self) -> None:
-        self._ends: dict[int, tuple[int, ...]] = {}
+        self._begins: dict[int, list[int]] = {}
         self._keys: dict[int, list[int]] = {}
 
-    def news(self, optimizer: torch.optim.Optimizer, known: Container[int]) -> tuple[dict[int, torch.Tensor], bool]:
-        """Parameters that are not `known` (by id) and took the place of another one, by its id; and whether there are more.
-
-        Looked for where the first parameter of the first or last group, or a number, is another than before.
+    def news(
+        self, optimizer: torch.optim.Optimizer, own: Container[int], known: Container[int], *, closely: bool
+    ) -> tuple[dict[int, torch.Tensor], bool]:
+        """Parameters that no training has (`known`, by id) in place of one of its `own`, by its id; and whether there are
+        more. Looked for where the first parameter of a group, or a number of them, is another than before; or `closely`.
         """
-        if (ends := _ends(optimizer)) == self._ends.get(id(optimizer)):
+        if (begins := _begins(optimizer)) == self._begins.get(id(optimizer)) and not closely:
             return {}, False
         now = held(optimizer)
+        keys = [id(p) for p in now]
+        if keys == self._keys.get(id(optimizer)):
+            return {}, False
         before = [self._keys.pop(id(optimizer), []), *self._keys.values()]
-        self._ends[id(optimizer)], self._keys[id(optimizer)] = ends, [id(p) for p in now]
-        new = {id(p) for p in now} - {id(p) for p in now if id(p) in known}
-        for keys in before:
-            swaps = {key: p for key, p in zip(keys, now, strict=False) if key != id(p)}
-            if len(keys) == len(now) and {id(p) for p in swaps.values()} == new:
+        self._begins[id(optimizer)], self._keys[id(optimizer)] = begins, keys
+        new = {key for key in keys if key not in known}
+        for old in before:
+            swaps = {key: p for key, p in zip(old, now, strict=False) if key != id(p)}
+            if len(old) == len(now) and {id(p) for p in swaps.values()} == new and all(key in own for key in swaps):
                 return swaps, False
         return {}, bool(new)
 
     def forget(self, optimizer: torch.optim.Optimizer) -> None:
         """It is another one, perhaps with the id of one that is gone."""
-        self._ends.pop(id(optimizer), None)
+        self._begins.pop(id(optimizer), None)
 
 
-def _ends(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
-    groups = optimizer.param_groups
-    first, last = groups[0]["params"], groups[-1]["params"]
-    return len(groups), len(first), len(last), *map(id, (*first[:1], *last[:1], *last[-1:]))
+def _begins(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The first parameter of each group and how many there are, and the last one of all."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    return [*(id(group[0]) if group else 0 for group in groups), *map(len, groups), *map(id, groups[-1][-1:])]
 
 
 def held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -80,6 +80,12 @@ class Sentinels:
         now = self.gradients()
         return all(_shrunk(one, now[i]) for i, one in before.items() if i in now and one.shape == now[i].shape)
 
+    def divided(self, before: dict[int, torch.Tensor], by: int) -> bool:
+        """Whether each element is just what division by `by`, or multiplication by 1 / `by`, makes of it."""
+        now = self.gradients()
+        pairs = [(one, now[i]) for i, one in before.items() if i in now and one.layout == torch.strided]
+        return all(torch.equal(after, one / by) or torch.equal(after, one * (1 / by)) for one, after in pairs)
+
 
 def _shrunk(before: torch.Tensor, after: torch.Tensor) -> bool:
     if before.layout != torch.strided or before.is_complex():

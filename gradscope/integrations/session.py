@@ -341,12 +341,12 @@ class Session:
     def _follow(self, track: Track) -> None:
         """Its optimizers may hold other parameters than before; where there are more, it goes on as another training."""
         for one in track.optimizers:
-            swaps, more = track.holdings.news(one, self._by_parameter)
-            if swaps and swaps.keys() <= track.parameters.keys():
+            swaps, more = track.holdings.news(one, track.parameters, self._by_parameter, closely=track.looks_closely)
+            if swaps:
                 track.replace(swaps)
                 self._by_parameter = {key: its for key, its in self._by_parameter.items() if key not in swaps}
                 self._by_parameter |= dict.fromkeys(track.parameters, track)
-            elif (swaps or more) and self._renewals < MOST_RENEWALS:
+            elif more and self._renewals < MOST_RENEWALS:
                 self._renewals += 1
                 self._release(track)
                 self._end(track)

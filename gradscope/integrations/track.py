@@ -91,6 +91,11 @@ class Track:
             self.recorder.update_header(notes=(*notes, f"from step {self.recorder.step}, {names[0]}{more} {note}"))
 
     @property
+    def looks_closely(self) -> bool:
+        """Whether this step is one of those in which every parameter is looked at."""
+        return self.changes.looks
+
+    @property
     def left_out(self) -> list[torch.optim.Optimizer]:
         """Optimizers that did not step at the very first step, though they were given gradients with the others."""
         return self._waiting() if self._stepped and not self.recorder.step else []
@@ -140,11 +145,17 @@ class Track:
         self.changes.begin()
         if self.due:
             self.recorder.observe(loss, batch=batch)
-            if self.changes.reads_after_backward and self.order.micro_step >= self._usual_micro_steps:
+            if self._reads_now():
                 self._measure()
             if self.changes.looks and not self._clips:
                 self.changes.keep(self.sentinels)
         return True
+
+    def _reads_now(self) -> bool:
+        """Whether gradients are read before the script does anything to them: it may throw nonfinite ones away."""
+        if self.changes.divides:
+            return not all(map(math.isfinite, self.sentinels.norms().values()))
+        return self.changes.reads_after_backward and self._whole
 
     def doubt(self) -> None:
         """Gradients were computed that the sentinels saw nothing of, perhaps here: all are watched, and read again."""
@@ -285,12 +296,20 @@ class Track:
     def close(self, ending: Callable[[int], Ending] | None = None) -> None:
         """Write what is left and how it ended; `ending` is told the steps taken.
 
-        The first nonfinite step that is not taken is no skipped one here, but the one that the script stops at.
+        A step that was clipped or became nonfinite, or in which the script failed, and that was not taken, is the one that
+        the script stops at; where it skipped nonfinite steps before, another such.
         """
         reading, unseen = self.recorder.reading, not self._hooked and (self.recorder.step or not self._references)
-        if self._stepped or (reading is not None and (unseen or reading.broken)):
-            self.finish_step(skipped=self._hooked and not self._stepped and self._skips)
+        failed = ending is not None and ending(self.recorder.step).how == "failed" and self._whole
+        if self._stepped or (reading is not None and (unseen or self._clipped or failed or reading.broken)):
+            broken = reading is not None and reading.broken
+            self.finish_step(skipped=broken and self._hooked and not self._stepped and self._skips)
         self.recorder.close(ending(self.recorder.step) if ending else None)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether as many backward passes came as a step has."""
+        return self.order.micro_step >= self._usual_micro_steps
 
     def _begin(self) -> None:
         self.order.end_step()
