@@ -24,6 +24,8 @@ VIEWS = frozenset(
     )
 )
 """Operations that only hand on what they are given."""
+INPUTS = frozenset({"_saved_self", "_saved_other", "_saved_input", "_saved_mat1", "_saved_mat2", "_saved_query"})
+"""What an operation is given, but for weights and statistics."""
 PLACES = {"_saved_self": 0, "_saved_other": 1}
 """Which input of an operation is saved by this name."""
 
@@ -100,48 +102,72 @@ def nonfinite_activation(loss: torch.Tensor) -> Broken | None:
     """
     nodes = sorted(_nodes(loss.grad_fn), key=lambda node: int(node._sequence_nr()))
     steps = [(node, _leaves(node)) for node in nodes if node.name() not in VIEWS]
+    masked = _first(steps, finite)
+    if masked is None or masked.sure:
+        return masked and masked.broken
+    later = _first(steps, _is_number)
+    return later.broken if later and later.traced else masked.broken
+
+
+class _Found(NamedTuple):
+    """What is nonfinite first. `sure`: not only by an element of −∞, as a mask has; `traced`: to an operation that was given
+    finite values.
+    """
+
+    broken: Broken | None
+    sure: bool = True
+    traced: bool = False
+
+
+def _first(steps: list[tuple[Any, list[torch.Tensor]]], is_well: Callable[[torch.Tensor], bool]) -> _Found | None:
+    """The first of these operations, with the parameters they read, that keeps something that is not well."""
     last = max((place for place, (_, own) in enumerate(steps) if own), default=-1)
     before: tuple[Any, torch.Tensor] | None = None
     for place, (node, own) in enumerate(steps):
         if (leaf := next((leaf for leaf in own if not finite(leaf)), None)) is not None:
-            return Broken(id(leaf), "activation")
-        if broken := {name for name, saved in _saved(node) if not finite(saved)}:
+            return _Found(Broken(id(leaf), "activation"))
+        if broken := {name for name, saved in _saved(node) if not is_well(saved)}:
             if own and not _inside(node) and not all(map(_is_output, broken)):
-                return Broken(id(own[0]), "input")
+                return _Found(Broken(id(own[0]), "input"))
             if place > last and (before is None or broken <= TARGETS or not _comes_from(node, before[0])):
-                return None
-            return _made(node, broken, before[1] if before else next(iter(own), None))
+                return _Found(None)
+            sure = not all(_is_number(saved) for name, saved in _saved(node) if name in broken)
+            made, traced = _made(node, broken, before[1] if before else next(iter(own), None))
+            return _Found(made, sure, traced)
         before = (node, own[0]) if own else before
     return None
 
 
-def _made(node: Any, broken: set[str], before: torch.Tensor | None) -> Broken | None:
+def _made(node: Any, broken: set[str], before: torch.Tensor | None) -> tuple[Broken | None, bool]:
     """What made the nonfinite values that `node` keeps: a layer, or operations after it. What was kept earlier is finite, so
     it is one of those that follow the last operation with kept values.
 
-    `before`: a parameter of the layer to name where operations have several inputs, so that none is the one.
+    `before`: a parameter of the layer to name where operations have several inputs, so that none is the one: then it is not
+    traced, which comes second.
     """
     operations = _suspects(node, broken)
     if operations and (own := _leaves(operations[0])):
-        return Broken(id(own[0]), "activation", tuple(map(_named, operations[1:])))
+        return Broken(id(own[0]), "activation", tuple(map(_named, operations[1:]))), True
     layer = _layer_before(node)
     if not operations or layer is None:
-        return None if before is None else Broken(id(before), "activation")
-    return Broken(id(layer), "operation", tuple(map(_named, operations)))
+        return (None if before is None else Broken(id(before), "activation")), False
+    return Broken(id(layer), "operation", tuple(map(_named, operations))), True
 
 
 def _suspects(node: Any, broken: set[str]) -> list[Any] | None:
     """What may have made what `node` keeps: a layer first, or operations alone. None: unknown."""
     if all(name in PLACES and node.next_functions[PLACES[name]][0] is None for name in broken):
         return [node]  # it was given a value from outside the network
-    suspects = [node] if any(map(_is_output, broken)) else []
-    known = bool(suspects) and any(name not in broken for name, _ in _saved(node))
+    suspects = [node] if all(map(_is_output, broken)) else []
+    known = bool(suspects) and any(name in INPUTS for name, _ in _saved(node))
     while not known:
         givers = _givers(node)
         if len(givers) != 1:
             return None
         node = givers[0]
-        kept = [name for name, _ in _saved(node)]
+        kept = [name for name, saved in _saved(node) if finite(saved)]
+        if len(kept) < sum(1 for _ in _saved(node)):
+            return None
         if not any(map(_is_output, kept)):
             suspects.insert(0, node)
         known = bool(kept)
@@ -216,6 +242,11 @@ def finite(tensor: torch.Tensor) -> bool:
     """Whether all values of it that this process holds are finite; waits for no other process."""
     part = local(tensor.detach())
     return part is None or bool(part.isfinite().all())
+
+
+def _is_number(tensor: torch.Tensor) -> bool:
+    """Whether no value of it is NaN or +∞."""
+    return not bool((tensor.isnan() | tensor.isposinf()).any())
 
 
 def _nodes(root: Any) -> list[Any]:

@@ -75,6 +75,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.qkv, self.tail = nn.Linear(6, 8), nn.Linear(8, 24), nn.Linear(8, 1)
+        self.norm = nn.LayerNorm(8)
         nn.init.ones_(self.qkv.weight)
 
     def forward(self, x, bad):
@@ -95,6 +96,7 @@ ATTENTION = (
     "q, k, v = self.qkv(h).chunk(3, -1); mask = torch.full((4, 4), bad)\n        "
     "h = (q @ k.T / 2).masked_fill(mask, -math.inf).softmax(-1) @ v"
 )
+MASKED = "p = torch.log_softmax((h @ h.T).masked_fill(torch.eye(4, dtype=torch.bool), -math.inf), -1).exp()\n        "
 HALF = "torch.autocast('cpu', dtype=torch.float16)"
 
 
@@ -105,6 +107,14 @@ HALF = "torch.autocast('cpu', dtype=torch.float16)"
         ("h = h.tanh() * torch.full_like(h, math.inf if bad else 1.0)", "", "stem", ("mul",)),
         (ATTENTION, "", "qkv", ("mm", "div", "masked_fill", "softmax")),
         ("h = torch.exp(h + (1e3 if bad else 0.0))", "", "stem", ("add", "exp")),
+        ("h = self.norm(torch.log(h.relu() * (0.0 if bad else 1.0) + (0.0 if bad else 1.0)))", "", "stem", ("log",)),
+        ("h = self.norm(self.qkv(h.abs().sign() * (6e4 if bad else 1.0))[:, :8])", HALF, "qkv", ()),
+        (
+            MASKED + "h = h + p @ h; h = torch.sqrt(self.qkv(h)[:, :8] + (-1e3 if bad else 1e3))",
+            "",
+            "qkv",
+            ("add", "sqrt"),
+        ),
         (
             "h = nn.functional.layer_norm(self.qkv(h * (1e20 if bad else 1.0))[:, :8], (8,))",
             "",
