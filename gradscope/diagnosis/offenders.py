@@ -15,5 +15,7 @@ def named(seen: Offender) -> str:
         return f"the input that {seen.layer} reads" if seen.layer else "the data"
     if seen.went_first == "operation":
         return f"what {any_of(seen.operations)} computed after {where}"
+    if seen.went_first == "activation" and seen.parameter:
+        return f"the values of {seen.parameter}"
     later = f" or what {any_of(seen.operations)} computed after it" if seen.operations else ""
     return f"the {seen.went_first} of {where}{later}"

@@ -13,6 +13,8 @@ from gradscope.runs.run import Floats, Run
 if TYPE_CHECKING:
     from gradscope.diagnosis.model import Finding, Severity
 
+BELOW = 0.5
+"""Losses whose median is so far below zero, in sizes, do not only swing around it."""
 Bools = NDArray[np.bool_]
 Indexes = NDArray[np.int64]
 
@@ -105,11 +107,11 @@ def deviation(differences: Any) -> float:
 
 
 def level(losses: Any) -> float:
-    """Where losses lie: the median of their sizes; where nine tenths of them are below zero, their median, negative."""
+    """Where losses lie: the median of their sizes; where it is below zero that they lie, their median, negative."""
     kept = np.asarray(losses, float)
     kept = kept[np.isfinite(kept)]
-    below = len(kept) > 0 and percentile(kept, 90.0) < 0
-    return median(kept) if below else median(np.abs(kept))
+    middle, size = median(kept), median(np.abs(kept))
+    return middle if middle < -BELOW * size else size
 
 
 def percentile(values: Any, place: float) -> float:

@@ -18,7 +18,7 @@ LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
 BLOWN, BEFORE = 1000.0, 100
 NOT_RECOVERED = 0.75
 RISING = 2
-SHORTLY, GREW = 3, 3.0
+SHORTLY, GREW, UNMOVED = 3, 10.0, 1.25
 JUMP = 30.0
 GUARD = 0.01
 """A beginning a hundred times below the median of the window is no reference."""
@@ -86,9 +86,14 @@ def nonfinite_losses(run: Run) -> Bools:
 
 
 def unseen_losses(run: Run) -> Bools:
-    """(T,): steps of a script whose loss was not seen: it is NaN, as an unknown one is, and the gradient is finite."""
-    of_a_script = run.header.recorded_by != "analyze"
-    return np.asarray(np.isnan(run.loss) & np.isfinite(run.global_norm) & of_a_script)
+    """(T,): steps of a script whose loss was not seen: it is NaN, as an unknown one is, and the gradient is finite. From a
+    loss on that was seen to be nonfinite, such losses are that.
+    """
+    if run.header.recorded_by == "analyze":
+        return np.zeros(len(run.step), bool)
+    first = run.header.first_nonfinite
+    before = run.step < first.step if first is not None and first.went_first != "gradient" else True
+    return np.asarray(np.isnan(run.loss) & np.isfinite(run.global_norm) & before)
 
 
 def growth_before(run: Run, row: int) -> float | None:
@@ -120,10 +125,14 @@ def broken_data(run: Run) -> bool:
 
 
 def harmful(run: Run) -> Bools:
-    """(T,): nonfinite steps, but for those whose step was skipped and whose loss was finite again later."""
+    """(T,): nonfinite steps, but for those whose loss was finite again later, and whose step was skipped or, by a script,
+    taken with a finite gradient.
+    """
     losses = nonfinite_losses(run)
     finite = np.flatnonzero(np.isfinite(run.loss))
-    survived = run.skipped & (np.arange(len(losses)) < (finite[-1] if len(finite) else -1))
+    later = np.arange(len(losses)) < (finite[-1] if len(finite) else -1)
+    passed = np.isfinite(run.global_norm) & (run.header.recorded_by != "analyze")
+    survived = (run.skipped | passed) & later
     return np.asarray(nonfinite_steps(run) | (losses & ~survived))
 
 
@@ -173,10 +182,13 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
     last, first = median(sizes[-LATE:]), beginning(sizes, EARLY_LOSSES)
     if last > LOSS_FACTOR * first > 0 and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
         what = f"median |loss| of the last {LATE}"
-        yield _explosion(seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what)
+        yield _explosion(
+            seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what, median(sizes[:EARLY_LOSSES])
+        )
     ends = median(norms[-LATE:]), beginning(norms, EARLY_NORMS), NORM_FACTOR
     if ends[0] > NORM_FACTOR * ends[1]:
-        yield _explosion(seen.run, seen.norm_rows, norms, ends, f"median gradient norm of the last {LATE}")
+        what = f"median gradient norm of the last {LATE}"
+        yield _explosion(seen.run, seen.norm_rows, norms, ends, what, median(norms[:EARLY_NORMS]))
     if seen.both and norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
         what = "the largest gradient norm, with a loss that stays up,"
         yield _explosion(seen.run, seen.norm_rows, norms, (float(norms.max()), float(norms[0]), BLOWN), what)
@@ -192,12 +204,23 @@ def _stays_blown(run: Run) -> Explosion | None:
         return None
     row = int(np.argmax(jumps))
     pair, rows = (float(seen.norms[row]), float(before[row]), BLOWN), seen.norm_rows[row:]
-    if seen.both and min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES):
+    stays_up = min(ends) > NOT_RECOVERED * beginning(seen.sizes, EARLY_LOSSES)
+    if seen.both and stays_up and not (len(ends) == 1 and _passed(seen, row, float(before[row]))):
         return _explosion(run, rows, seen.norms[row:], pair, "a gradient norm, with a loss that stays up,")
     if dead := _dead_after(run, int(rows[0])):
         what = f"a gradient norm, after which layer {dead} gets a gradient of 0 to the end,"
         return _explosion(run, rows, seen.norms[row:], pair, what)
     return None
+
+
+def _passed(seen: _Window, row: int, before: float) -> bool:
+    """Whether a jump of the norm at `row` left norms and losses as they were, or came too late to tell."""
+    after = seen.norms[row + 1 :]
+    if len(after) < EARLY_LOSSES:
+        return True
+    step = seen.norm_rows[row]
+    losses = [level(seen.losses[part]) for part in (seen.loss_rows < step, seen.loss_rows > step)]
+    return before / GREW < median(after) < GREW * before and losses[1] <= UNMOVED * losses[0]
 
 
 def _dead_after(run: Run, row: int) -> str | None:
@@ -215,18 +238,20 @@ def _dead_after(run: Run, row: int) -> str | None:
 
 def _ends_rising(run: Run) -> Explosion | None:
     """A script that stops at what it sees leaves a few rows of an explosion: at least two at the end whose losses are above
-    10 × the median before, the last the highest, with a norm above 1000 × the median before.
+    10 × the median before, the last the highest, with a norm above 1000 × the median before; one, and 100 ×, where the run
+    says that it failed.
     """
     rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
     losses, norms = run.loss[rows], unscaled_norms(run)[rows]
+    stopped = run.header.ending.how == "failed" or bool(run.header.ending.message)
     begin = len(rows)
     while begin > EARLY_LOSSES and losses[begin - 1] > LOSS_FACTOR * median(np.abs(losses[: begin - 1])):
         begin -= 1
-    if len(rows) - begin < RISING or losses[begin:].max() > losses[-1]:
+    if len(rows) - begin < (1 if stopped else RISING) or losses[begin:].max() > losses[-1]:
         return None
     before, loss, highest = median(norms[:begin]), median(np.abs(losses[:begin])), float(norms[begin:].max())
     ends = (_end(trial) for trial in run.trials.values() if of_the_plan(trial))
-    if not highest > BLOWN * before > 0 or any(end <= LOSS_FACTOR * loss for end in ends):
+    if not highest > (NORM_FACTOR if stopped else BLOWN) * before > 0 or any(end <= LOSS_FACTOR * loss for end in ends):
         return None
     said = (
         f"the loss rises to {number(losses[-1])} at the last step, against {number(loss)} before, and the gradient norm"
@@ -249,10 +274,13 @@ def beginning(sizes: Floats, count: int) -> float:
     return float(np.fmax(median(sizes[:count]), GUARD * median(sizes)))
 
 
-def _explosion(run: Run, rows: Indexes, sizes: Floats, ends: tuple[float, float, float], what: str) -> Explosion:
+def _explosion(
+    run: Run, rows: Indexes, sizes: Floats, ends: tuple[float, float, float], what: str, before: float | None = None
+) -> Explosion:
+    """`ends`: the last size, what it is compared with, and the limit as a factor; `before`: what the first was, if other."""
     last, first, limit = ends
     row = int(rows[np.argmax(sizes > limit * first)])
-    said = f"{what} is {number(last)}, against {number(first)} before"
+    said = f"{what} is {number(last)}, against {number(first if before is None else before)} before"
     return Explosion(_begin(run, row), said, last / first if first else None, limit)
 
 

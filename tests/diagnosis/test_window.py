@@ -92,6 +92,30 @@ def test_a_norm_that_leaves_a_layer_dead_is_an_explosion(tmp_path):
     assert explosion(make_run(tmp_path, grad_norm=norms, loss=losses)) is None  # it was dead before
 
 
+def test_a_single_step_of_a_run_that_failed_there_is_an_explosion(tmp_path):
+    norms, losses = [16.0] * 40 + [9e3], [*np.linspace(400, 10, 20), *[11.0] * 20, 5e4]
+    assert explosion(make_run(tmp_path, norms, loss=losses)) is None
+    failed = Ending("failed", 40, "AssertionError: diverged")
+    assert explosion(make_run(tmp_path, norms, loss=losses, ending=failed)) is not None
+
+
+def test_an_outlier_that_leaves_norms_and_losses_as_they_were_is_no_explosion(tmp_path):
+    norms = np.ones(80)
+    norms[40] = 2e3
+    assert explosion(make_run(tmp_path, norms, loss=np.full(80, 1.5))) is None
+    norms[41:] = 50.0
+    assert explosion(make_run(tmp_path, norms, loss=np.full(80, 1.5))) is not None
+
+
+def test_of_a_script_a_nonfinite_loss_that_was_seen_is_no_unseen_one(tmp_path):
+    losses = [1.0] * 30 + [NAN] * 4 + [1.0] * 30
+    seen = Offender(30, None, None, "loss")
+    run = make_run(tmp_path, [1.0] * 64, loss=losses, recorded_by="record", first_nonfinite=seen)
+    (finding,) = nonfinite_loss.check(run)
+    assert (finding.severity, finding.first_step, finding.value) == ("warning", 30, 4)
+    assert list(nonfinite_loss.check(make_run(tmp_path, [1.0] * 64, loss=losses, recorded_by="record"))) == []
+
+
 def test_a_rise_at_the_end_that_is_no_explosion(tmp_path):
     norms, losses = [16.0] * 40, [*np.linspace(400, 10, 20), *[11.0] * 20]
     assert (

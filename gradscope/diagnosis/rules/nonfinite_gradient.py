@@ -39,7 +39,7 @@ from gradscope.runs.run import Run
 from gradscope.runs.schema import Offender, Parameter
 
 CODE, NAME = "GS101", "nonfinite-gradient"
-LOSS = "how the loss is computed from that step's batch"
+LOSS = "that step's targets and how the loss is computed from them"
 DATA_ADVICE = (
     "Repair or leave out the nonfinite values in the data: neither learning rate nor clipping helps against them."
 )
@@ -129,6 +129,9 @@ def _as_seen(run: Run, row: int, seen: Offender) -> _Origin:
     if seen.went_first == "input":
         were = "was" if seen.layer else "were"
         return _Origin(None, f"{first_named(seen)} {were} nonfinite first{batch}", None)
+    if seen.went_first == "activation" and seen.parameter:
+        said = f"{first_named(seen)} were nonfinite themselves{batch}"
+        return _Origin(seen.layer, said, "what wrote them: the step before, or the script")
     what = first_named(dataclasses.replace(seen, parameter=None) if seen.layer else seen)
     said = f"{what} went first{batch}"
     if seen.went_first == "operation":

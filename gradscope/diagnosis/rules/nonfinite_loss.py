@@ -73,7 +73,7 @@ def _advice(run: Run, row: int) -> str:
     if (earlier := np.flatnonzero(nonfinite_steps(run)[:row])).size:
         return f"The nonfinite gradient of step {run.step[earlier[0]]} ruined the weights: look there."
     origin = run.header.first_nonfinite
-    if origin is not None and origin.step == run.step[row] and origin.layer:
+    if origin is not None and origin.step == run.step[row] and origin.layer and origin.went_first != "loss":
         return f"GS101 says where it began: look there, at {origin.layer}."
     return what_to_do(run, row, "this step's batch and how the loss is computed from it")
 

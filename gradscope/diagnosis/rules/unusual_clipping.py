@@ -44,7 +44,7 @@ KINDS = (
     ),
     (
         events.GRADIENTS_CHANGED,
-        "The script changes the gradients itself between backward and step, which is not looked for again",
+        "The script changes the gradients itself before the step: from then on norms are those at the step, clipped or not",
         "after / before",
     ),
     (

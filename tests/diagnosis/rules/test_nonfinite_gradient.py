@@ -66,7 +66,11 @@ def test_loss_that_was_nonfinite_first_is_said_instead_of_a_layer(tmp_path):
 @pytest.mark.parametrize(
     ("offender", "said", "subject"),
     [
-        (Offender(1, "fc2", "fc2.weight", "activation", batch=7), "activation of fc2 went first, batch 7", "fc2"),
+        (
+            Offender(1, "fc2", "fc2.weight", "activation", batch=7),
+            "values of fc2.weight were nonfinite themselves, batch 7",
+            "fc2",
+        ),
         (Offender(1, None, None, "loss"), "the loss was nonfinite before any gradient", None),
         (
             Offender(1, "fc2", "fc2.weight", "loss", batch=7),
