@@ -14,6 +14,7 @@ from gradscope.errors import UsageError
 
 if TYPE_CHECKING:
     from gradscope.recommendation.model import Recommendation
+    from gradscope.runs.run import Run
 
 FORMATS = ("table", "json")
 
@@ -54,7 +55,8 @@ def recommend_command(
     if verify:
         recorded = _verified(recorded, tuple(percentiles or [95.0]), seconds(budget))
     answer = recommend(recorded, percentiles or None, by=by, per_layer=per_layer)  # type: ignore[arg-type]  # checked above
-    emit(_text(answer, quiet, framework, _format(output_format, output), to_terminal=output is None), output)
+    shape = _format(output_format, output)
+    emit(_text(answer, recorded, quiet, framework, shape, to_terminal=output is None), output)
     if quiet or framework:
         for caveat in answer.caveats:
             tell(f"note: {caveat}")
@@ -77,15 +79,17 @@ def _format(chosen: str | None, output: Path | None) -> str:
     return name
 
 
-def _text(answer: Recommendation, quiet: bool, framework: str | None, output_format: str, *, to_terminal: bool) -> str:
+def _text(
+    answer: Recommendation, run: Run, quiet: bool, framework: str | None, output_format: str, *, to_terminal: bool
+) -> str:
     from gradscope.report.renderers.recommendation import render_recommendation
     from gradscope.report.terminal import PIPE, terminal_of
     from gradscope.runs.schema import to_json
 
     if framework:
-        from gradscope.recommendation.snippets import snippet
+        from gradscope.recommendation.snippets import snippet, uses_scaler
 
-        return snippet(framework, answer)
+        return snippet(framework, answer, scaled=uses_scaler(run))
     if quiet:
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"
     if output_format == "json":

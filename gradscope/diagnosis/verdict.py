@@ -4,7 +4,7 @@ A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without 
 the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
 an explosion within the next 20 steps, uncompressed, unless the rest of the plan in full shows that it passes. The score sums
 the rise of loss and norm in decades: of the rehearsal nearest to the plan, of the worst at ×2, and half of that at ×4; 48
-more for "will-explode".
+more for "will-explode". Rehearsals do not clip; a plan that clips today and holds in full as it does is stable.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ from gradscope.diagnosis.window import (
     enough,
     explosion,
     harmful,
+    is_nonfinite,
     late_loss,
 )
 from gradscope.runs.run import Run
 
+SAME_LIMIT = 0.02
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
 RISEN = 1.5
@@ -54,6 +56,34 @@ CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes la
 
 def judge(run: Run) -> Verdict:
     """The verdict on a run from its recorded steps and its trials."""
+    found = _judged(run)
+    trial = (
+        held_as_clipped(run) if found.first_step is None and found.verdict in ("exploding", "will-explode") else None
+    )
+    if trial is None:
+        return found
+    held = (
+        f"clipped at {number(run.header.plan.max_norm or 0.0)}, as it is today, the whole plan held: "
+        f"loss {number(late_loss(trial))} over {count(len(trial.step), 'step')}"
+    )
+    return Verdict(
+        "stable", explosion_score(rehearsed(run)), None, None, (held, *(f"unclipped: {r}" for r in found.reasons))
+    )
+
+
+def held_as_clipped(run: Run) -> Run | None:
+    """The trial of the whole plan, from its start, at the threshold in use, where it came to its end and did not diverge."""
+    limit, first = run.header.plan.max_norm, reference(run).first_loss
+    for trial in run.trials.values():
+        made = trial.header.trial
+        if limit and made and made.kind == "candidate" and made.max_norm and len(made.indexes) == horizon(run):
+            as_today = abs(made.max_norm / limit - 1) < SAME_LIMIT and trial.header.ending.how == "finished"
+            if as_today and not is_nonfinite(trial) and late_loss(trial) <= LOSS_FACTOR * first:
+                return trial
+    return None
+
+
+def _judged(run: Run) -> Verdict:
     seen = explosion(run)
     if seen:
         return Verdict("exploding", EXPLODING, None, seen.first_step, (seen.reason,))
@@ -194,7 +224,8 @@ def _where(run: Run, one: Rehearsed) -> str:
     where that is far above the window's.
     """
     trial, plan = run.trials[one.name], run.header.plan
-    row = one.steps - 1 if one.nonfinite else int(np.argmax(np.where(usable(trial), unscaled_norms(trial), 0.0)))
+    bad = harmful(trial)
+    row = int(np.argmax(bad if bad.any() else np.where(usable(trial), unscaled_norms(trial), 0.0)))
     if trial.header.trial is None or not 0 <= row < len(trial.header.trial.indexes):
         return ""
     step = trial.header.trial.indexes[row]

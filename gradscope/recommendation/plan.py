@@ -10,6 +10,7 @@ not tried: it would be the same trial.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from gradscope.recommendation.candidates import (
     stretch,
 )
 from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
+from gradscope.recommendation.model import Candidate
 from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
@@ -72,22 +74,30 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
 
 
 def _in_full(run: Run, steps: int) -> tuple[Trial, ...]:
-    """The best threshold that was not tried on the whole plan yet, as long as none held there."""
+    """The threshold in use, then the best that was not tried on the whole plan yet, as long as none held there."""
     tried, length = candidates(run), horizon(run)
     whole = [one for one in tried if one.steps == length]
-    if (
-        not plan_fails(run)
-        or length > min(steps, AFFORDED)
-        or len(whole) >= MOST_WHOLE
-        or not all(one.diverged for one in whole)
-    ):
+    enough = len(whole) >= MOST_WHOLE or not all(one.diverged for one in whole)
+    if enough or not plan_fails(run) or length > min(steps, AFFORDED):
         return ()
-    shorter = [one for one in tried if one.steps < length and one.clipped_fraction and not one.diverged]
-    left = [one for one in shorter if not any(same_threshold(other, one.max_norm) for other in whole)]
-    best = sorted(left, key=lambda one: (not one.chosen, -one.steps, math.inf if one.loss is None else one.loss))[:1]
-    return tuple(
-        _trial(run, f"whole-{len(whole) + 1}", one.max_norm, length, f"{one.origin}, on the whole plan") for one in best
-    )
+    limit, origin = next(_for_the_whole_plan(run, tried, whole), (None, ""))
+    if limit is None:
+        return ()
+    return (_trial(run, f"whole-{len(whole) + 1}", limit, length, f"{origin}, on the whole plan"),)
+
+
+def _for_the_whole_plan(
+    run: Run, tried: tuple[Candidate, ...], whole: list[Candidate]
+) -> Iterator[tuple[float | None, str]]:
+    shorter = [one for one in tried if one.steps < horizon(run) and one.clipped_fraction and not one.diverged]
+    shorter.sort(key=lambda one: (not one.chosen, -one.steps, math.inf if one.loss is None else one.loss))
+    wanted = [
+        (run.header.plan.max_norm, "the threshold in use today"),
+        *((one.max_norm, one.origin) for one in shorter),
+    ]
+    for limit, origin in wanted:
+        if limit and not any(same_threshold(one, limit) for one in whole):
+            yield limit, origin
 
 
 def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: float = float("inf")) -> tuple[Trial, ...]:

@@ -2,8 +2,8 @@
 
 Where it explodes, or will: lower learning rates, a longer warm-up, the culprit's initialisation scaled to its peers, and
 clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the best two that can be joined.
-A compressed rehearsal may leave out the step where the plan fails: the best are then tried on the plan in full, until one
-holds, as far as the time allows it.
+A compressed rehearsal may leave out the step where the plan fails, or fail where the plan holds: then they are tried on the
+plan in full, until three hold, as far as the time allows it. A plan of a few hundred steps is tried in full at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data
 from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, recommended, stretch
+from gradscope.recommendation.plan import FINAL
+from gradscope.recommendation.snippets import UNSCALE, uses_scaler
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
 LENGTH, LEAST = 100, 20
-WHOLE = "-whole"
+WHOLE, ENOUGH = "-whole", 3
 LOWER = (0.5, 0.25, 0.1)
 WARM_UP_SHARE = 0.3
 NEEDED = ("exploding", "will-explode")
@@ -34,7 +36,8 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
     if not tried:
         wanted = _single(run)
-        length = int(min(LENGTH, max(LEAST, allowed / (len(wanted) + 1))))
+        fits = allowed / (len(wanted) + 1)
+        length = horizon(run) if horizon(run) <= min(FINAL, fits) else int(min(LENGTH, max(LEAST, fits)))
         indexes = tuple(int(i) for i in even(0, horizon(run), length))
         return tuple(_over(indexes, one) for one in wanted[: int(min(allowed, 1e9) / length)])
     pair = None if any("+" in name for name in tried) else _pair(run, tried)
@@ -43,13 +46,17 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
 
 
 def _in_full(run: Run, tried: dict[str, Run]) -> Trial | None:
-    """The best that held compressed and was not tried in full yet, single changes first; nothing once one held in full."""
+    """The next one to try in full: clipping, then single changes, those first that held compressed; none once three held."""
     whole = {name for name, one in tried.items() if is_whole(run, one)}
-    if horizon(run) > AFFORDED or any(held(run, tried[name]) for name in whole):
+    if horizon(run) > AFFORDED or sum(held(run, tried[name]) for name in whole) >= ENOUGH:
         return None
-    left = [name for name, one in tried.items() if held(run, one) and name + WHOLE not in whole]
-    best = min(left, key=lambda name: ("+" in name, final_loss(run, tried[name])), default=None)
-    trial = tried[best].header.trial if best else None
+    left = [name for name, one in tried.items() if name not in whole and name + WHOLE not in whole]
+    hopeful = [name for name in left if held(run, tried[name]) or name.startswith("lr-")]
+
+    def place(name: str) -> tuple[bool, bool, bool, float]:
+        return name != "clip", "+" in name, not held(run, tried[name]), final_loss(run, tried[name])
+
+    trial = tried[min(hopeful, key=place)].header.trial if hopeful else None
     if trial is None:
         return None
     return replace(trial, name=trial.name + WHOLE, indexes=tuple(range(horizon(run))), max_norm=recommended(trial))
@@ -67,7 +74,12 @@ def _single(run: Run) -> list[Trial]:
     rates = run.header.optimizer.groups if run.header.optimizer else ()
     peak = max((rate for row in run.header.plan.lr for rate in row), default=rates[0].lr if rates else 0.0)
     wanted = [
-        remedy(f"lr-{factor:g}", f"learning rate × {factor:g}", f"lr = {peak * factor:.4g}  # peak", lr_factor=factor)
+        remedy(
+            f"lr-{factor:g}",
+            f"learning rate × {factor:g}",
+            f"lr *= {factor:g}  # wherever you set it; its peak becomes {peak * factor:.4g}",
+            lr_factor=factor,
+        )
         for factor in LOWER
     ]
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
@@ -85,7 +97,8 @@ def _single(run: Run) -> list[Trial]:
         wanted.append(remedy("group", note, paste, group=number, group_scale=scale))
     winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
-        paste = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
+        unscale = UNSCALE if uses_scaler(run) else ""
+        paste = f"{unscale}torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
         wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
+from gradscope.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Form:
     off: str
 
 
+UNSCALE = "scaler.unscale_(optimizer)  # once a step, before clipping\n"
 FORMS = {
     "pytorch": Form(
         "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})  # after backward(), before optimizer.step()",
@@ -63,8 +67,15 @@ FORMS = {
 }
 
 
-def snippet(framework: str, recommendation: Recommendation) -> str:
+def uses_scaler(run: Run) -> bool:
+    """Whether a gradient scaler multiplies the loss of this training."""
+    return run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
+
+
+def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = False) -> str:
     """The line or lines that put `recommendation` to work in `framework`; the threshold has four digits.
+
+    `scaled`: a gradient scaler is in use, for which plain PyTorch needs a line of its own.
 
     Raises:
         UsageError: an unknown framework, or one that cannot clip by value when that is asked.
@@ -78,4 +89,5 @@ def snippet(framework: str, recommendation: Recommendation) -> str:
     if line is None:
         able = ", ".join(name for name, other in FORMS.items() if other.value)
         raise UsageError(f"{framework.lower()} cannot clip by value; these can: {able}")
-    return line.replace("{}", repr(float(f"{recommendation.max_norm:.4g}")))
+    before = UNSCALE if scaled and framework.lower() == "pytorch" else ""
+    return before + line.replace("{}", repr(float(f"{recommendation.max_norm:.4g}")))

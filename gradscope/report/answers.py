@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
+from gradscope.diagnosis.verdict import held_as_clipped
 from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -68,7 +69,7 @@ def explosion(report: Report) -> Answer:
         else "Yes: it is exploding",
         "will-explode": "Yes, later: it explodes if trained as planned",
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate",
-        "stable": "No: it held in every rehearsal" if rehearsed(report) else "No sign of it in the recorded steps",
+        "stable": _calm(report),
         "unknown": "Not in the recorded steps; later is not known"
         if enough(report.run)
         else "Not known from these steps",
@@ -79,8 +80,16 @@ def explosion(report: Report) -> Answer:
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
     today = in_use(report.run) if rehearsed(report) else None
-    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today else ""
+    clipped = held_as_clipped(report.run) is not None
+    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today and not clipped else ""
     return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))
+
+
+def _calm(report: Report) -> str:
+    if not rehearsed(report):
+        return "No sign of it in the recorded steps"
+    clipped = any(one.startswith("unclipped") for one in report.diagnosis.verdict.reasons)
+    return "No: clipped as it is today, it held" if clipped else "No: it held in every rehearsal"
 
 
 def rehearsed(report: Report) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
-from gradscope.recommendation.snippets import FORMS, snippet
+from gradscope.recommendation.snippets import FORMS, snippet, uses_scaler
 from gradscope.report.model import Report
 
 
@@ -27,16 +25,8 @@ def pastes(report: Report) -> list[Paste]:
         return []
     own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)
-    return [Paste(name, _unscaled(report, name, code)) for name in names if (code := _snippet(name, recommendation))]
-
-
-def _unscaled(report: Report, framework: str, code: str) -> str:
-    """In plain PyTorch gradients are to be unscaled before they are clipped, where a gradient scaler is in use."""
-    run = report.run
-    scaled = run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
-    if framework != "pytorch" or not scaled or report.recommendation is None or report.recommendation.max_norm is None:
-        return code
-    return f"scaler.unscale_(optimizer)  # once a step, before clipping\n{code}"
+    scaled = uses_scaler(report.run)
+    return [Paste(name, code) for name in names if (code := _snippet(name, recommendation, scaled))]
 
 
 def paste_line(report: Report) -> str | None:
@@ -45,8 +35,8 @@ def paste_line(report: Report) -> str | None:
     return lines[0].code if lines else None
 
 
-def _snippet(framework: str, recommendation: Recommendation) -> str | None:
+def _snippet(framework: str, recommendation: Recommendation, scaled: bool) -> str | None:
     try:
-        return snippet(framework, recommendation)
+        return snippet(framework, recommendation, scaled=scaled)
     except UsageError:
         return None

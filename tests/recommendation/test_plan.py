@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gradscope.diagnosis.verdict import judge
 from gradscope.recommendation.candidates import candidates, stretch
 from gradscope.recommendation.plan import FINAL, FIRST, next_candidates
 from gradscope.recommendation.recommend import recommend
@@ -287,3 +288,27 @@ def test_a_network_that_died_under_the_first_clip_says_nothing_of_thresholds(tmp
     run = make_run(tmp_path, [1.0] * 50, plan=PLAN, trials={window.name: (window, np.ones(50), dead)})
     assert next_candidates(run) == ()
     assert recommend(run).max_norm == 1.0
+
+
+def test_the_threshold_in_use_is_tried_on_the_whole_plan_first(tmp_path):
+    plan = Plan(total_steps=1600, max_norm=0.7)
+    trials = tried("clip-none", None, 400, 0.5, 9.0) | tried("final-best", 1.0, 400, 0.4, 9.0)
+    rest = tuple(range(50, 1600))
+    failed = (
+        Trial("rehearsal", "x1", indexes=rest),
+        np.array([1.0] * 600 + [np.nan]),
+        np.array([1.0] * 600 + [np.nan]),
+    )
+
+    def run_with(**more):
+        return make_run(tmp_path, [1.0] * 50, trials={"x1": failed} | trials | more, plan=plan)
+
+    assert judge(run_with()).verdict == "will-explode"
+    whole = Trial("candidate", "whole-1", max_norm=0.7, start="initial", indexes=tuple(range(1600)))
+    held = run_with(**{"whole-1": (whole, np.full(1600, 0.5), np.full(1600, 9.0))})
+    verdict = judge(held)
+    assert verdict.verdict == "stable"
+    assert verdict.reasons[0] == "clipped at 0.7, as it is today, the whole plan held: loss 0.5 over 1,600 steps"
+    assert verdict.reasons[1].startswith("unclipped: rehearsal at 1 × the planned learning rate")
+    lost = run_with(**{"whole-1": (whole, np.full(1600, 0.5), np.r_[np.ones(1599), np.inf])})
+    assert judge(lost).verdict == "will-explode"

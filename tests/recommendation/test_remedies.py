@@ -30,15 +30,15 @@ def test_lower_rates_and_a_longer_warm_up(tmp_path):
     assert list(tried) == ["lr-0.5", "lr-0.25", "lr-0.1", "warm-up"]
     assert {(trial.kind, trial.start, len(trial.indexes)) for trial in tried.values()} == {("remedy", "initial", 100)}
     assert tried["lr-0.25"].lr_factor == 0.25
-    assert tried["lr-0.25"].note == "learning rate × 0.25\nlr = 0.05  # peak"
+    assert tried["lr-0.25"].note == "learning rate × 0.25\nlr *= 0.25  # wherever you set it; its peak becomes 0.05"
     assert tried["warm-up"].warm_up == 800
     assert "LambdaLR" in tried["warm-up"].note
 
 
 def test_without_a_schedule_the_rate_of_the_optimizer_stands(tmp_path):
-    assert "lr = 0.05" in next_remedies(exploding(tmp_path, plan=Plan(total_steps=1600)))[0].note
+    assert "becomes 0.05" in next_remedies(exploding(tmp_path, plan=Plan(total_steps=1600)))[0].note
     without = exploding(tmp_path, plan=Plan(total_steps=1600), optimizer=None)
-    assert "lr = 0 " in next_remedies(without)[0].note
+    assert "becomes 0" in next_remedies(without)[0].note
 
 
 def test_a_layer_with_too_few_peers_to_be_accused_is_tried_too(tmp_path):
@@ -142,7 +142,7 @@ def test_the_best_two_of_different_kind_are_joined(tmp_path):
     assert (pair.name, pair.lr_factor, pair.warm_up) == ("lr-0.1+warm-up", 0.1, 800)
     change, rate, schedule = pair.note.split("\n")
     assert change == "learning rate × 0.1 and a warm-up over 800 steps on top"
-    assert rate.startswith("lr = ")
+    assert rate.startswith("lr *= ")
     assert schedule.startswith("scheduler = ")
 
 
@@ -160,11 +160,30 @@ def test_after_the_pair_the_best_are_tried_in_full_until_one_holds(tmp_path):
     assert (first.name, first.lr_factor, first.indexes) == ("lr-0.1-whole", 0.1, tuple(range(1600)))
     (second,) = next_remedies(again(tmp_path, run, (first, NAN)))
     assert second.name == "warm-up-whole"
-    assert next_remedies(again(tmp_path, run, (first, NAN), (second, 0.5))) == ()
-    (third,) = next_remedies(again(tmp_path, run, (first, NAN), (second, NAN)))
+    (third,) = next_remedies(again(tmp_path, run, (first, NAN), (second, 0.5)))
     assert (third.name, third.lr_factor, third.warm_up) == ("lr-0.1+warm-up-whole", 0.1, 800)
     assert next_remedies(again(tmp_path, run, (first, NAN), (second, NAN), (third, NAN))) == ()
+    assert next_remedies(again(tmp_path, run, (first, 0.4), (second, 0.5), (third, 0.4))) == ()
     assert next_remedies(run, 1599) == ()
+
+
+def test_three_that_hold_in_full_are_enough(tmp_path):
+    run = played(tmp_path, **{"lr-0.1": 0.4, "lr-0.25": 0.5, "lr-0.5": NAN, "warm_up": NAN})
+    seen = []
+    for loss in (0.4, 0.5, 0.3):
+        (following,) = next_remedies(run)
+        seen.append(following.name)
+        run = again(tmp_path, run, (following, loss))
+    assert seen == ["lr-0.1-whole", "lr-0.25-whole", "lr-0.5-whole"]  # that failed compressed too
+    assert next_remedies(run) == ()
+    best = remedies(run)[0]
+    assert (best.trial, best.loss, best.best) == ("lr-0.5-whole", 0.3, True)
+
+
+def test_a_short_plan_is_tried_in_full_at_once(tmp_path):
+    short = exploding(tmp_path, plan=Plan(total_steps=300))
+    assert {len(trial.indexes) for trial in next_remedies(short)} == {300}
+    assert {len(trial.indexes) for trial in next_remedies(short, 600)} == {100}
 
 
 def test_a_threshold_is_tried_in_full_as_it_will_be_used(tmp_path):

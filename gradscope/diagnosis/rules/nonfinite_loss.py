@@ -53,7 +53,10 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     row = int(rows[0])
     survived = not harmful(run)[rows].any()
     amount = f"{count(len(rows), 'step')} of {len(bad)} in all"
-    skipped = f", skipped before {'it' if len(rows) == 1 else 'they'} did harm" if survived else ""
+    harmless = (
+        f", skipped before {'it' if len(rows) == 1 else 'they'} did harm" if run.skipped[rows].all() else ", passed"
+    )
+    skipped = harmless if survived else ""
     yield finding(
         CODE,
         NAME,
