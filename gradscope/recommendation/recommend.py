@@ -97,6 +97,12 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
     return dataclasses.replace(plain, verified=verified, reason=reason, candidates=tried)
 
 
+def _apart(tried: tuple[Candidate, ...]) -> list[Candidate]:
+    """One trial of each threshold; no clipping is none."""
+    limits = [one for one in tried if one.max_norm is not None]
+    return [one for i, one in enumerate(limits) if not any(same_threshold(other, one.max_norm) for other in limits[:i])]
+
+
 def _won(best: Candidate, tried: tuple[Candidate, ...]) -> str:
     """How its loss compares with those of the others that were tried as long."""
     longest = [one for one in tried if one.steps == best.steps]
@@ -104,8 +110,9 @@ def _won(best: Candidate, tried: tuple[Candidate, ...]) -> str:
     again = any(one is not other and same_threshold(one, other.max_norm) for one in longest for other in longest)
     counting = ", the worst trial of each counting" if again else ""
     if surely(best, longest) <= lowest:
-        return f"at the lowest loss{counting},"
-    return f"as the largest of those near the lowest loss ({number(lowest)}){counting}, at"
+        alone = all(same_threshold(one, best.max_norm) for one in longest)
+        return "held, at loss" if alone else f"ended at the lowest loss{counting},"
+    return f"ended as the largest of those near the lowest loss ({number(lowest)}){counting}, at"
 
 
 def _same(one: float, other: float | None) -> bool:
@@ -132,7 +139,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
         untried = f"{plain.reason} Without clipping it diverged on its trial; no threshold was tried."
         return dataclasses.replace(plain, reason=untried, candidates=tried)
     best = next((one for one in tried if one.chosen), None)
-    amount = count(len(tried), "threshold")
+    amount = count(len(_apart(tried)), "threshold")
     longest = [one for one in tried if one.steps == tried[0].steps]
     if best is None and fails and not all(one.diverged for one in longest):
         said = (
@@ -152,7 +159,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
         return _kept(off, best, today) or off
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
-        f"Of {amount} tried, {number(best.max_norm)} ended {_won(best, tried)} {number(surely(best, longest))} {over}"
+        f"Of {amount} tried, {number(best.max_norm)} {_won(best, tried)} {number(surely(best, longest))} {over}"
         f"{_without(tried, fails)}; it clipped {percent(best.clipped_fraction)} of them. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )

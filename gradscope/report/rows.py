@@ -10,12 +10,10 @@ import numpy as np
 
 from gradscope.diagnosis.model import Level
 from gradscope.diagnosis.rehearsals import rehearsed
-from gradscope.diagnosis.series import level
+from gradscope.diagnosis.window import late_loss
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
-
-LAST_LOSSES = 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _known(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial run. `loss`: median |loss| of its last 8 steps; `norm`: its largest finite gradient norm."""
+    """One trial run. `loss`: where the last tenth of its losses lies; `norm`: its largest finite gradient norm."""
 
     name: str
     kind: str
@@ -128,7 +126,6 @@ def title_of(child: Run) -> str:
 def _trial_row(child: Run, judged: dict[str, bool]) -> TrialRow:
     trial = child.header.trial or Trial("", child.header.name)
     norms = child.global_norm[np.isfinite(child.global_norm)]
-    tail = child.loss[-LAST_LOSSES:]
     finite = bool(np.isfinite(child.loss).all()) and bool(np.isfinite(child.global_norm[~child.skipped]).all())
     word = {True: "✖ failed", False: "● held", None: ""}[judged.get(trial.name)]
     return TrialRow(
@@ -137,7 +134,7 @@ def _trial_row(child: Run, judged: dict[str, bool]) -> TrialRow:
         title=title_of(child),
         note=trial.note,
         steps=len(child.step),
-        loss=level(tail) if len(tail) and np.isfinite(tail).all() else None,
+        loss=_known(late_loss(child)) if finite else None,
         norm=float(norms.max()) if len(norms) else None,
         outcome=", ".join(part for part in (word, "" if finite else "nonfinite") if part) or "–",
     )
