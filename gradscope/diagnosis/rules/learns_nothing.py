@@ -16,6 +16,7 @@ How it decides
       is no reason.
     Less than 400 steps of a plan that was compressed give an "info" in place of a warning. A training that explodes is not
     judged; nor are targets where a loss is not above zero, as a game's or a reward's may be.
+    A loss that was below half of where it ends is told as a collapse: then something was learned and lost again.
 Known problems
     A loss with a large constant in it (some likelihoods) seems to stand still; so do adversarial losses. A slow start looks
     the same as long as it lasts. Where nothing can be predicted, guessing is all there is to learn.
@@ -40,6 +41,9 @@ from gradscope.diagnosis.window import of_the_plan
 from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS204", "learns-nothing"
+ADVICE = "Check that inputs and targets belong together; try to overfit one batch; look for layers without a gradient."
+COLLAPSED = 0.5
+"""A loss that was below half of the one it ends at had learned something."""
 EXPLODES = ("exploding", "will-explode")
 MEDIAN_ERROR = 1.2533
 """Standard error of a median, in those of a mean."""
@@ -89,10 +93,17 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     if judge(run).verdict in EXPLODES:
         return
     fall, lead = _fall(losses, settings.parts), _lead(trial) if trial else None
+    collapsed = False
     falls = _fall(losses[len(losses) // 2 :], 2).at_least(settings.share)
     if lead and not falls and lead.less_than(settings.share) and lead.share < max(2 * lead.error, settings.none):
         lower, unit = lead, "share of the loss with others' targets"
-        said = f"The training ends at chance: its loss is {number(lead.after)} with the targets of its inputs, and "
+        collapsed = fall.after < COLLAPSED * lead.after
+        said = (
+            f"collapses: it falls to a loss of {number(fall.after)} and ends at chance:"
+            if collapsed
+            else "ends at chance:"
+        )
+        said = f"The training {said} its loss is {number(lead.after)} with the targets of its inputs, and "
         said += f"{number(lead.before)} with those of other samples, after"
     elif fall.less_than(settings.share) and not (lead and lead.at_least(settings.share)):
         lower, unit = fall, "share of the first loss"
@@ -105,7 +116,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "warning" if trial is None or _long(run, trial, settings.enough) else "info",
         f"{said} {_steps(len(window), trial)}.",
-        "Check that inputs and targets belong together; try to overfit one batch; look for layers without a gradient.",
+        "It had learned: lower the learning rate where the loss comes back up, or clip." if collapsed else ADVICE,
         steps=(int(run.step[0]), int(run.step[-1])),
         value=lower.share,
         limit=settings.share,
