@@ -16,8 +16,8 @@ from gradscope.runs import events
 
 WHOLE = 1e-6
 """How near to a whole number 1 ÷ ratio must be to call a shrinkage a division, as by a number of micro-batches."""
-LARGEST = 1 << 24
-"""Beyond it every number is whole."""
+LARGEST = 1 << 12
+"""Divisors beyond it lie too close for float32 to tell them from any other factor, but for powers of two."""
 OFTEN, SELDOM = 10, 8
 """Values of a few gradients are compared at each of the first steps, then at each so-many-th."""
 
@@ -95,8 +95,9 @@ class Changes:
 
     def _is_division(self, ratio: float, sentinels: Sentinels) -> bool:
         """By the nearest whole number, element by element where copies are at hand: a clip too may come near to one."""
-        by = 1 / ratio
-        return 1.5 < by < LARGEST and abs(by - round(by)) < WHOLE * by and sentinels.divided(self._copies, round(by))
+        by = round(1 / ratio)
+        told_apart = 2 <= by <= LARGEST or by.bit_count() == 1
+        return told_apart and abs(1 - ratio * by) < WHOLE and sentinels.divided(self._copies, by)
 
     def _is_constant(self) -> bool:
         """Whether it is always the same number that is divided by: seen twice, or a power of two, as loss scales are."""

@@ -84,7 +84,7 @@ class Track:
         self.recorder.replace(places)
         self.order.forget()
         self.sentinels = Sentinels(self.recorder.tensors, self.recorder.header.parameters, self.sentinels.live)
-        note = "were replaced by the script and go on under these names"
+        note = "were replaced by the script and go on under these names."
         notes = self.recorder.header.notes
         if not any(note in one for one in notes):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

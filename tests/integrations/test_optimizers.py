@@ -409,7 +409,7 @@ def test_a_head_that_is_replaced_goes_on_under_its_name(keep: str, tmp_path: Pat
     shapes = {parameter.name: parameter.shape for parameter in done.run.header.parameters}
     assert shapes == {"0.weight": (12, 6), "0.bias": (12,), "2.weight": (3, 12), "2.bias": (3,)}
     (note,) = done.run.header.notes
-    assert note == "from step 12, 2.weight and 1 more were replaced by the script and go on under these names"
+    assert note == "from step 12, 2.weight and 1 more were replaced by the script and go on under these names."
 
 
 def test_parameters_that_grow_under_the_same_optimizer(tmp_path: Path) -> None:
@@ -455,3 +455,16 @@ def test_parameters_that_are_added_before_the_first_step(tmp_path: Path) -> None
     done = record(tmp_path, body)
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
     assert len(done.run.header.parameters) == 6
+
+
+def test_a_layer_in_the_middle_that_is_replaced_in_its_group(tmp_path: Path) -> None:
+    body = (
+        "model = nn.Sequential(*(nn.Linear(6, width) for width in (6, 6, 1)))\n"
+        "optimizer = torch.optim.SGD([{'params': layer.parameters()} for layer in model], lr=0.01)\n"
+        "for i in range(40):\n    optimizer.zero_grad()\n"
+        "    if i == 22:\n"
+        "        model[1] = nn.Linear(6, 6); optimizer.param_groups[1]['params'] = list(model[1].parameters())\n"
+        "    loss_of(model, i).backward(); seen['norms'].append(norm_of(model)); optimizer.step()\n"
+    )
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)

@@ -147,6 +147,48 @@ def test_a_division_that_shows_after_a_clip_by_hand_is_told(tmp_path: Path) -> N
     np.testing.assert_allclose(wrong[late:], 1.0, rtol=1e-5)
 
 
+def test_a_clip_by_hand_far_below_the_norms_is_no_division(tmp_path: Path) -> None:
+    body = looped("total = norm_of(model)\nfor p in params:\n    p.grad.mul_(0.01 / total)").replace(
+        "range(6)", "range(300)"
+    )
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+    np.testing.assert_allclose(done.run.max_norm, 0.01, rtol=1e-4)
+    assert {name for name in done.run.probes.probe if name != events.CLIP_BY_HAND} == set()
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_gradients_that_the_script_takes_away_are_no_part_of_the_step(place: int, tmp_path: Path) -> None:
+    change = f"params[{place}].grad = None if i < 30 else params[{place}].grad\nseen['norms'].append(norm_of(model))"
+    body = looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1).replace("range(6)", "range(40)")
+    done = record(tmp_path, body)
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop", ["raise RuntimeError('norm')", "break", "sys.exit(1)"])
+def test_the_clipped_step_that_a_script_stops_at_is_kept(stop: str, tmp_path: Path) -> None:
+    change = f"n = nn.utils.clip_grad_norm_(params, 1.0)\nif i == 4:\n    {stop}"
+    run = record(tmp_path, looped(change)).run
+    assert run.step.tolist() == [0, 1, 2, 3, 4]
+    assert not run.skipped.any()
+
+
+def test_a_scaled_step_that_overflows_and_is_skipped_by_hand_is_seen(tmp_path: Path) -> None:
+    body = """
+    optimizer = torch.optim.SGD(params, lr=0.05)
+    for i in range(20):
+        optimizer.zero_grad()
+        (loss_of(model, i) * (1024.0 if i != 15 else 1e39)).backward()
+        for p in params:
+            p.grad.div_(1024)
+        if math.isfinite(norm_of(model)):
+            optimizer.step()
+    """
+    run = record(tmp_path, body).run
+    assert np.flatnonzero(run.skipped).tolist() == [15]
+    assert run.nonfinite[15] > 0
+
+
 NOT_CLIPS = {
     "a mask": "params[0].grad[::2] = 0",
     "averaged with those of another process": "for p in params:\n    p.grad.copy_((p.grad + p.grad.flip(0)) / 2)",
