@@ -62,13 +62,14 @@ def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
 
 def explosion(report: Report) -> Answer:
     """The verdict and its reasons."""
-    verdict = report.diagnosis.verdict
+    verdict, today = report.diagnosis.verdict, in_use(report.run) if rehearsed(report) else None
+    bare = " without clipping" if today else ""
     head = {
         "exploding": f"Yes: it explodes from step {verdict.first_step} on"
         if verdict.first_step is not None
         else "Yes: it is exploding",
         "will-explode": "Yes, later: it explodes if trained as planned",
-        "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate",
+        "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate{bare}",
         "stable": _calm(report),
         "unknown": "Not in the recorded steps; later is not known"
         if enough(report.run)
@@ -79,7 +80,6 @@ def explosion(report: Report) -> Answer:
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
-    today = in_use(report.run) if rehearsed(report) else None
     clipped = held_as_clipped(report.run) is not None
     unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today and not clipped else ""
     return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))

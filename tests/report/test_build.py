@@ -344,3 +344,15 @@ def test_the_layer_that_breaks_in_the_rehearsal_of_the_plan_answers_where_none_s
     assert answer.details == (
         "In its rehearsal the activation of fc2 or what exp computed after it is nonfinite first.",
     )
+
+
+@pytest.mark.parametrize(("today", "said"), [(None, "learning rate"), (5.0, "learning rate without clipping")])
+def test_headroom_that_was_rehearsed_without_the_clip_in_use_says_so(tmp_path, today, said):
+    held, failed = np.ones(40), np.r_[np.ones(20), np.nan]
+    indexes = tuple(range(60, 100))
+    trials = {
+        "x1": (Trial("rehearsal", "x1", indexes=indexes), held, held),
+        "x2": (Trial("rehearsal", "x2", lr_factor=2.0, indexes=indexes), failed, failed),
+    }
+    run = make_run(tmp_path, [1.0] * 60, trials=trials, plan=Plan(total_steps=100, max_norm=today))
+    assert answers(build_report(run))[0].answer == f"Not as planned, but at 2× the {said}"
