@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradscope.capture.describe import clean_name, unwrap
+from gradscope.workload.forward import called_on
 
 _TORCH = Path(torch.__file__).parent
 _OURS = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ def layer(error: BaseException, model: nn.Module) -> str:
     names = {id(module): clean_name(name) for name, module in unwrap(model).named_modules()}
     found = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
+        module = called_on(frame)
         if isinstance(module, nn.Module) and names.get(id(module)):
             found = _told(names[id(module)], module, frame)
     return found

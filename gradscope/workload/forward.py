@@ -7,6 +7,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -140,15 +141,19 @@ def forward_error(near: Path, batch: Any, error: Exception) -> UserCodeError:
 def failing_layer(error: BaseException) -> tuple[str, str] | None:
     """The innermost module whose forward raised: its dotted path in the outermost one, and its class with its input."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "forward"]
-    frames = [frame for frame in frames if isinstance(frame.f_locals.get("self"), nn.Module)]
-    if not frames:
+    called = [(module, frame.f_locals) for frame in frames if isinstance(module := called_on(frame), nn.Module)]
+    if not called:
         return None
-    root, inner = frames[0].f_locals["self"], frames[-1].f_locals
+    (root, _), (owner, inner) = called[0], called[-1]
     names = {id(module): name for name, module in root.named_modules()}
     given = next((inner[name] for name in ("input", "x", "inputs", "query") if name in inner), None)
     shape = f", given {describe(given)}" if isinstance(given, torch.Tensor) else ""
-    owner = inner["self"]
     return names.get(id(owner)) or type(owner).__name__, f"{_brief(owner)}{shape}"
+
+
+def called_on(frame: FrameType) -> Any:
+    """What a method was called on, whatever it calls that."""
+    return frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
 
 
 def _brief(module: Any) -> str:

@@ -150,6 +150,25 @@ def test_a_lazy_module_that_cannot_take_the_batch(write: Write) -> None:
         read_workload(write("model = nn.Sequential(nn.LazyLinear(3), nn.Linear(5, 2))\n" + DATA))
 
 
+TERSE = """
+class Net(nn.Module):
+    def __init__(s):
+        super().__init__()
+        s.out = nn.Linear(5, 2)
+
+    def forward(s, x):
+        return s.out(x)
+
+
+model = Net()
+"""
+
+
+def test_the_layer_that_fails_is_named_whatever_a_method_calls_its_module(write: Write) -> None:
+    with pytest.raises(UserCodeError, match=r"cannot take its first batch .* in layer `out`"):
+        read_workload(write(TERSE + DATA))
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(10, "10"), (1234, "1 234"), (12345, "12.3 k"), (1.25e6, "1.2 M"), (7e9, "7.0 B")]
 )
