@@ -165,10 +165,10 @@ def _suspects(node: Any, broken: set[str]) -> list[Any] | None:
         if len(givers) != 1:
             return None
         node = givers[0]
-        kept = [name for name, saved in _saved(node) if finite(saved)]
-        if len(kept) < sum(1 for _ in _saved(node)):
+        kept = list(_saved(node))
+        if not all(finite(saved) for _, saved in kept):
             return None
-        if not any(map(_is_output, kept)):
+        if not any(_is_output(name) for name, _ in kept):
             suspects.insert(0, node)
         known = bool(kept)
     return suspects

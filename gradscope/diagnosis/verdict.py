@@ -56,22 +56,29 @@ CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes la
 
 def judge(run: Run) -> Verdict:
     """The verdict on a run from its recorded steps and its trials."""
-    found = _judged(run)
-    trial = (
-        held_as_clipped(run) if found.first_step is None and found.verdict in ("exploding", "will-explode") else None
-    )
+    found = _unclipped(run)
+    trial = _spared(run, found)
     if trial is None:
         return found
     held = (
         f"clipped at {number(run.header.plan.max_norm or 0.0)}, as it is today, the whole plan held: "
         f"loss {number(late_loss(trial))} over {count(len(trial.step), 'step')}"
     )
-    return Verdict(
-        "stable", explosion_score(rehearsed(run)), None, None, (held, *(f"unclipped: {r}" for r in found.reasons))
-    )
+    unclipped = [f"unclipped: {reason}" for reason in found.reasons]
+    return Verdict("stable", explosion_score(rehearsed(run)), None, None, (held, *unclipped))
 
 
-def held_as_clipped(run: Run) -> Run | None:
+def spared_by_clip(run: Run) -> bool:
+    """Whether the plan explodes without the clip in use, and holds with it."""
+    return _spared(run, _unclipped(run)) is not None
+
+
+def _spared(run: Run, found: Verdict) -> Run | None:
+    foreseen = found.first_step is None and found.verdict in ("exploding", "will-explode")
+    return _held_as_clipped(run) if foreseen else None
+
+
+def _held_as_clipped(run: Run) -> Run | None:
     """The trial of the whole plan, from its start, at the threshold in use, where it came to its end and did not diverge."""
     limit, first = run.header.plan.max_norm, reference(run).first_loss
     for trial in run.trials.values():
@@ -83,7 +90,8 @@ def held_as_clipped(run: Run) -> Run | None:
     return None
 
 
-def _judged(run: Run) -> Verdict:
+def _unclipped(run: Run) -> Verdict:
+    """The verdict by the window and the rehearsals, which do not clip."""
     seen = explosion(run)
     if seen:
         return Verdict("exploding", EXPLODING, None, seen.first_step, (seen.reason,))

@@ -68,11 +68,12 @@ class Changes:
         if self._looked or not self._trusts_backward:
             return
         self._looked = True
-        if self._removed():
-            self._partial = True
+        now = mark(self._recorder.tensors) if self.looks else self._marks
+        if any(old is not None and new is None for old, new in zip(self._marks, now, strict=False)):
+            self._partial = True  # the script took gradients away
             self._recorder.take(None)
             return
-        found, shrunk = self._found(sentinels, scale)
+        found, shrunk = self._found(sentinels, scale, written=now != self._marks)
         if not found or unchanged(found):
             return
         ratio, same = min(found), uniform(found)
@@ -87,12 +88,6 @@ class Changes:
         else:
             self._changed(ratio)
 
-    def _removed(self) -> bool:
-        """Whether the script took gradients away since the backward pass."""
-        return self.looks and any(
-            old is not None and now is None for old, now in zip(self._marks, mark(self._recorder.tensors), strict=False)
-        )
-
     def _is_division(self, ratio: float, sentinels: Sentinels) -> bool:
         """By the nearest whole number, element by element where copies are at hand: a clip too may come near to one."""
         by = round(1 / ratio)
@@ -103,11 +98,10 @@ class Changes:
         """Whether it is always the same number that is divided by: seen twice, or a power of two, as loss scales are."""
         return self._alike > 1 or math.log2(self._division) % 1 == 0
 
-    def _found(self, sentinels: Sentinels, scale: Number) -> tuple[list[float], bool]:
+    def _found(self, sentinels: Sentinels, scale: Number, *, written: bool) -> tuple[list[float], bool]:
         """after ÷ before of the sentinels' norms; of all norms where something else was written to, and on a device, which
         is waited for then. And whether a clip can have done that.
         """
-        written = self.looks and mark(self._recorder.tensors) != self._marks
         found = [] if self._recorder.away else self._of_sentinels(sentinels, scale)
         reading = self._recorder.reading
         if not written or reading is None or not unchanged(found):

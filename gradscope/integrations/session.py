@@ -341,7 +341,7 @@ class Session:
     def _follow(self, track: Track) -> None:
         """Its optimizers may hold other parameters than before; where there are more, it goes on as another training."""
         for one in track.optimizers:
-            swaps, more = track.holdings.news(one, track.parameters, self._by_parameter, closely=track.looks_closely)
+            swaps, more = track.holdings.news(one, track.parameters, self._by_parameter, closely=track.changes.looks)
             if swaps:
                 track.replace(swaps)
                 self._by_parameter = {key: its for key, its in self._by_parameter.items() if key not in swaps}

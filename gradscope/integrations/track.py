@@ -91,11 +91,6 @@ class Track:
             self.recorder.update_header(notes=(*notes, f"from step {self.recorder.step}, {names[0]}{more} {note}"))
 
     @property
-    def looks_closely(self) -> bool:
-        """Whether this step is one of those in which every parameter is looked at."""
-        return self.changes.looks
-
-    @property
     def left_out(self) -> list[torch.optim.Optimizer]:
         """Optimizers that did not step at the very first step, though they were given gradients with the others."""
         return self._waiting() if self._stepped and not self.recorder.step else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
     return dataclasses.replace(plain, verified=verified, reason=reason, candidates=tried)
 
 
-def _apart(tried: tuple[Candidate, ...]) -> list[Candidate]:
+def _apart(tried: Sequence[Candidate]) -> list[Candidate]:
     """One trial of each threshold; no clipping is none."""
     limits = [one for one in tried if one.max_norm is not None]
     return [one for i, one in enumerate(limits) if not any(same_threshold(other, one.max_norm) for other in limits[:i])]
@@ -148,7 +148,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
         return dataclasses.replace(plain, reason=said, candidates=tried)
     if best is None or (best.diverged and best.max_norm is None):
         over = f" over {count(tried[0].steps, 'step')}" if tried[0].steps else ""
-        limits = count(sum(one.max_norm is not None for one in longest), "threshold")
+        limits = count(len(_apart(longest)), "threshold")
         reason = f"None of {limits} tried{over} held: each diverged. Clipping alone does not help here."
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
     over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"

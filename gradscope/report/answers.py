@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
-from gradscope.diagnosis.verdict import held_as_clipped
+from gradscope.diagnosis.verdict import spared_by_clip
 from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -80,16 +80,16 @@ def explosion(report: Report) -> Answer:
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
-    clipped = held_as_clipped(report.run) is not None
-    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today and not clipped else ""
+    spared = spared_by_clip(report.run)
+    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today and not spared else ""
     return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))
 
 
 def _calm(report: Report) -> str:
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
-    clipped = any(one.startswith("unclipped") for one in report.diagnosis.verdict.reasons)
-    return "No: clipped as it is today, it held" if clipped else "No: it held in every rehearsal"
+    spared = spared_by_clip(report.run)
+    return "No: clipped as it is today, it held" if spared else "No: it held in every rehearsal"
 
 
 def rehearsed(report: Report) -> bool:

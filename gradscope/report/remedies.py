@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from gradscope.diagnosis.rehearsals import horizon
-from gradscope.recommendation.candidates import final_loss
+from gradscope.recommendation.candidates import final_loss, finished
 from gradscope.recommendation.remedies import WHOLE, held, is_whole
 from gradscope.report.model import Remedy
 from gradscope.report.rows import trials
@@ -49,6 +49,6 @@ def _remedy(run: Run, child: Run) -> Remedy:
 
 def _held_unchanged(run: Run, trial: Trial) -> bool:
     """Whether the training as it is held on the steps of this trial too."""
-    same = (one for one in run.trials.values() if one.header.trial and one.header.trial.kind == "candidate")
-    unclipped = [one for one in same if one.header.trial and one.header.trial.max_norm is None]
-    return any(one.header.trial and one.header.trial.indexes == trial.indexes and held(run, one) for one in unclipped)
+    tried = [(one, made) for one in finished(run).values() if (made := one.header.trial)]
+    same = [one for one, made in tried if made.max_norm is None and made.indexes == trial.indexes]
+    return any(held(run, one) for one in same)

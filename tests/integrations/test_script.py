@@ -24,8 +24,16 @@ for i in range(6):
 """
 
 
+SEEN = 'seen["norms"].append(norm_of(model))'
+
+
 def looped(clip: str) -> str:
     return LOOP.format(clip=clip.replace("\n", "\n    "))
+
+
+def changed(change: str, then: str = "pass") -> str:
+    """The loop with a change of the gradients, after which the norms are those that count."""
+    return looped(f"{change}\n{SEEN}\n{then}").replace(SEEN, "pass", 1)
 
 
 BY_HAND = """total = norm_of(model)
@@ -90,8 +98,7 @@ def test_clips_that_are_not_by_the_l2_norm_are_noted(tmp_path: Path) -> None:
     [("for p in params:\n    p.grad /= 8", None), ("for p in params:\n    p.grad += 1", events.GRADIENTS_CHANGED)],
 )
 def test_other_changes_to_gradients_are_part_of_them(change: str, event: str | None, tmp_path: Path) -> None:
-    body = looped(change).replace('seen["norms"].append(norm_of(model))', "pass")
-    done = record(tmp_path, body.replace("optimizer.step()", 'seen["norms"].append(norm_of(model)); optimizer.step()'))
+    done = record(tmp_path, changed(change))
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
     assert bool(done.run.probes.probe.tolist()) == (event is not None)
     if event:
@@ -100,9 +107,7 @@ def test_other_changes_to_gradients_are_part_of_them(change: str, event: str | N
 
 @pytest.mark.parametrize("place", range(4))
 def test_a_change_to_a_single_gradient_is_part_of_it(place: int, tmp_path: Path) -> None:
-    body = looped(f"params[{place}].grad += 1\nseen['norms'].append(norm_of(model))")
-    body = body.replace('    seen["norms"].append(norm_of(model))\n', "", 1)
-    done = record(tmp_path, body)
+    done = record(tmp_path, changed(f"params[{place}].grad += 1"))
     assert len(done.seen["norms"]) == 6
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
     assert [step for step, _, _ in done.events(events.GRADIENTS_CHANGED)] == [0]
@@ -159,9 +164,8 @@ def test_a_clip_by_hand_far_below_the_norms_is_no_division(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("place", [0, 2])
 def test_gradients_that_the_script_takes_away_are_no_part_of_the_step(place: int, tmp_path: Path) -> None:
-    change = f"params[{place}].grad = None if i < 30 else params[{place}].grad\nseen['norms'].append(norm_of(model))"
-    body = looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1).replace("range(6)", "range(40)")
-    done = record(tmp_path, body)
+    body = changed(f"params[{place}].grad = None if i < 30 else params[{place}].grad")
+    done = record(tmp_path, body.replace("range(6)", "range(40)"))
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
 
 
@@ -198,19 +202,15 @@ NOT_CLIPS = {
 
 @pytest.mark.parametrize("name", NOT_CLIPS)
 def test_what_may_shrink_gradients_without_being_a_clip(name: str, tmp_path: Path) -> None:
-    change = f"{NOT_CLIPS[name]}\nseen['norms'].append(norm_of(model))"
-    done = record(tmp_path, looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1))
+    done = record(tmp_path, changed(NOT_CLIPS[name]))
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
     assert not done.events(events.CLIP_BY_HAND)
     assert np.isnan(done.run.max_norm).all()
 
 
 def test_gradients_changed_through_data_before_a_clip(tmp_path: Path) -> None:
-    change = (
-        "for p in params:\n    p.grad.data.div_(150)\nseen['norms'].append(norm_of(model))\n"
-        "nn.utils.clip_grad_norm_(params, 3.0)"
-    )
-    done = record(tmp_path, looped(change).replace('    seen["norms"].append(norm_of(model))\n', "", 1))
+    change = "for p in params:\n    p.grad.data.div_(150)"
+    done = record(tmp_path, changed(change, "nn.utils.clip_grad_norm_(params, 3.0)"))
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
 
 
