@@ -16,7 +16,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline))
 
-enum { PARTS = 4, ROW = 2048, LANES = 8, UNSIGNED = 0x7fffffff };
+enum { PARTS = 4, ROW = 2048, LANES = 8, LINE = 16, UNSIGNED = 0x7fffffff };
+
+/* How far ahead memory is asked for values: of 128 to 4,096, the least with which large gradients read a fifth faster. */
+enum { AHEAD = 512 };
 
 /* A mean square of float32 above this loses less than 1e-7 of itself to squares that are flushed to zero. */
 static const double LEAST = 1e-31;

@@ -17,6 +17,7 @@ TARGET INLINE double NAMED(scaled_row)(const float *values, int64_t size, float 
     for (int64_t i = 0; i < size; i += NAMED(STRIDE))
         for (int part = 0; part < PARTS; part++) {
             NAMED(floats) value;
+            if (part * WIDTH % LINE == 0) __builtin_prefetch(values + i + part * WIDTH + AHEAD);
             memcpy(&value, values + i + part * WIDTH, sizeof value);
             tops[part] = LARGER((NAMED(bits))value & mask, tops[part]);
             if (chain) squares[part % NAMED(CHAINS)] += value * value;
