@@ -4,13 +4,15 @@ First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 20,000
 allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
 time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
-by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more.
+by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips;
+last, what failed is gone through again as the plan clips today, if it does.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from gradscope.diagnosis.as_today import clipped_again
 from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
 from gradscope.diagnosis.series import Indexes, deviation, median
 from gradscope.diagnosis.window import seen_in_window
@@ -42,7 +44,7 @@ def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
     if stop <= start or seen_in_window(run):
         return ()
     if "x1" in run.trials:
-        return _again(run, start, stop, allowed)
+        return _again(run, start, stop, allowed) or _as_clipped_today(run, allowed)
     if "sweep" not in run.trials:
         spread = even(start, stop, int(min(SWEEP, max(allowed / 4 / SWEEP_COST, LEAST))))
         return (Trial("sweep", "sweep", indexes=_ints(spread)),)
@@ -74,6 +76,14 @@ def _again(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]
         return _confirmation(run, start, stop, allowed)
     only_at_four = "x1-long" not in names and "x2-long" not in names and any(one.failed for one in seen)
     return (_compressed(run, "x2-long", 2.0, int(min(X2_LONG, allowed))),) if only_at_four else ()
+
+
+def _as_clipped_today(run: Run, allowed: float) -> tuple[Trial, ...]:
+    """What failed once more, clipped as the plan is; nothing where not all of that fits, for then it decides nothing."""
+    failed = [run.trials[one.name].header.trial for one in rehearsed(run) if one.failed]
+    again = [clipped for made in failed if made and (clipped := clipped_again(run, made))]
+    wanted = tuple(one for one in again if one.name not in run.trials)
+    return wanted if sum(len(one.indexes) for one in wanted) <= allowed else ()
 
 
 def _confirmation(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:

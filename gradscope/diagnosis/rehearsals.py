@@ -38,8 +38,8 @@ class Rehearsed:
     """One rehearsal against the window. `loss`: where it ended; `loss_rise` and `norm_rise` are log10, within [−3, 12];
     nonfinite is 12.
 
-    `full`: every step left in the plan, in turn. `next`: only the first of them, in turn. `length`: steps it was
-    to take, of which `steps` were taken. `compression`: plan steps for each of its own.
+    `max_norm`: what it clipped at, None for nothing. `full`: every step left in the plan, in turn. `next`: only the first of
+    them, in turn. `length`: steps it was to take, of which `steps` were taken. `compression`: plan steps for each of them.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Rehearsed:
     norm_rise: float
     failed: bool
     nonfinite: bool
+    max_norm: float | None = None
 
 
 def reference(run: Run) -> Reference:
@@ -80,16 +81,21 @@ def size(late: float, base: Reference) -> float:
     return -late * base.loss / (FALLEN * base.largest_loss)
 
 
-def rehearsed(run: Run) -> list[Rehearsed]:
-    """Every unclipped rehearsal and replay among the run's trials that came to its end or failed on its way, by name."""
+def played(run: Run) -> list[Rehearsed]:
+    """Every rehearsal and replay, clipped or not, that came to its end or failed on its way, by name."""
     base = reference(run)
     about = {name: trial.header.trial for name, trial in sorted(run.trials.items()) if len(trial.step)}
-    judged = [
-        _judge(run, run.trials[name], base, made)
+    found = [
+        judged(run, run.trials[name], base, made)
         for name, made in about.items()
-        if made and made.kind in ("rehearsal", "replay") and made.max_norm is None and _ended(run.trials[name])
+        if made and made.kind in ("rehearsal", "replay") and ended(run.trials[name])
     ]
-    return [one for one in judged if one.failed or not broken_off(run.trials[one.name])]
+    return [one for one in found if one.failed or not broken_off(run.trials[one.name])]
+
+
+def rehearsed(run: Run) -> list[Rehearsed]:
+    """Those of `played` that did not clip."""
+    return [one for one in played(run) if one.max_norm is None]
 
 
 def broken_off(trial: Run) -> bool:
@@ -109,11 +115,13 @@ def horizon(run: Run) -> int:
     return run.header.plan.total_steps or len(run.step) + UNKNOWN
 
 
-def _ended(trial: Run) -> bool:
+def ended(trial: Run) -> bool:
+    """Whether it came to its end, or to a nonfinite step."""
     return trial.header.ending.how in ("finished", "nonfinite") or is_nonfinite(trial)
 
 
-def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
+def judged(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
+    """A trial of `run` against its window."""
     nonfinite = is_nonfinite(trial)
     end = np.inf if nonfinite else late_loss(trial)
     late = size(end, base)
@@ -139,6 +147,7 @@ def _judge(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
         norm_rise=_rise(peak, base.norm),
         failed=nonfinite or grew or blown,
         nonfinite=nonfinite,
+        max_norm=made.max_norm,
     )
 
 

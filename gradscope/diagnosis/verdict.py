@@ -4,15 +4,18 @@ A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without 
 the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
 an explosion within the next 20 steps, uncompressed, unless the rest of the plan in full shows that it passes. The score sums
 the rise of loss and norm in decades: of the rehearsal nearest to the plan, of the worst at ×2, and half of that at ×4; 48
-more for "will-explode". Rehearsals do not clip; a plan that clips today and holds in full as it does is stable.
+more for "will-explode". Rehearsals do not clip. Where one fails and the plan clips, it is gone through again as clipped
+today, and that decides.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
+from gradscope.diagnosis.as_today import rehearsed_as_today
 from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.rehearsals import (
@@ -36,12 +39,10 @@ from gradscope.diagnosis.window import (
     enough,
     explosion,
     harmful,
-    is_nonfinite,
     late_loss,
 )
 from gradscope.runs.run import Run
 
-SAME_LIMIT = 0.02
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
 RISEN = 1.5
@@ -51,51 +52,27 @@ SURE = 4 * MOST
 EXPLODING = SURE + 2 * MOST * (2 + FOUR_TIMES)
 """The top of the scale."""
 TESTED = 50.0
+WHAT = {"replay": "replay of the worst batch", "candidate": "the whole plan from its start"}
 CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes later; rehearsals can"
 
 
 def judge(run: Run) -> Verdict:
     """The verdict on a run from its recorded steps and its trials."""
-    found = _unclipped(run)
-    trial = _spared(run, found)
-    if trial is None:
-        return found
-    held = (
-        f"clipped at {number(run.header.plan.max_norm or 0.0)}, as it is today, the whole plan held: "
-        f"loss {number(late_loss(trial))} over {count(len(trial.step), 'step')}"
-    )
-    unclipped = [f"unclipped: {reason}" for reason in found.reasons]
-    return Verdict("stable", explosion_score(rehearsed(run)), None, None, (held, *unclipped))
+    bare = _judgement(run, rehearsed(run))
+    foreseen = bare.first_step is None and bare.verdict in ("exploding", "will-explode", "thin-headroom")
+    trials = rehearsed_as_today(run) if foreseen else None
+    if trials is None:
+        return bare
+    found = _judgement(run, trials)
+    unclipped = tuple(f"unclipped: {reason}" for reason in bare.reasons if reason not in found.reasons)
+    return dataclasses.replace(found, max_norm=run.header.plan.max_norm, reasons=(*found.reasons, *unclipped))
 
 
-def spared_by_clip(run: Run) -> bool:
-    """Whether the plan explodes without the clip in use, and holds with it."""
-    return _spared(run, _unclipped(run)) is not None
-
-
-def _spared(run: Run, found: Verdict) -> Run | None:
-    foreseen = found.first_step is None and found.verdict in ("exploding", "will-explode")
-    return _held_as_clipped(run) if foreseen else None
-
-
-def _held_as_clipped(run: Run) -> Run | None:
-    """The trial of the whole plan, from its start, at the threshold in use, where it came to its end and did not diverge."""
-    limit, first = run.header.plan.max_norm, reference(run).first_loss
-    for trial in run.trials.values():
-        made = trial.header.trial
-        if limit and made and made.kind == "candidate" and made.max_norm and len(made.indexes) == horizon(run):
-            as_today = abs(made.max_norm / limit - 1) < SAME_LIMIT and trial.header.ending.how == "finished"
-            if as_today and not is_nonfinite(trial) and late_loss(trial) <= LOSS_FACTOR * first:
-                return trial
-    return None
-
-
-def _unclipped(run: Run) -> Verdict:
-    """The verdict by the window and the rehearsals, which do not clip."""
+def _judgement(run: Run, trials: list[Rehearsed]) -> Verdict:
+    """The verdict by the window and by these rehearsals."""
     seen = explosion(run)
     if seen:
         return Verdict("exploding", EXPLODING, None, seen.first_step, (seen.reason,))
-    trials = rehearsed(run)
     if soon := next((said for one in trials if (said := _seen_next(run, one))), None):
         return Verdict("exploding", EXPLODING, 1.0, None, (soon,))
     if not enough(run):
@@ -202,10 +179,13 @@ def _limits(run: Run, near: list[Rehearsed]) -> list[str]:
 
 
 def _say(run: Run, one: Rehearsed) -> str:
-    what = "replay of the worst batch" if one.kind == "replay" else "rehearsal"
+    made = run.trials[one.name].header.trial
+    what = WHAT.get(made.kind if made else "", "rehearsal")
     state = "failed" if one.failed else "held"
     end = _how_it_broke(run, one) if one.nonfinite else _how_it_ended(run, one)
-    return f"{what} at {number(one.lr_factor)} × the planned learning rate, {count(one.steps, 'step')}: {state} ({end})"
+    clipped = "" if one.max_norm is None else f", clipped at {number(run.header.plan.max_norm or 0.0)} as today"
+    rate = f"{number(one.lr_factor)} × the planned learning rate{clipped}"
+    return f"{what} at {rate}, {count(one.steps, 'step')}: {state} ({end})"
 
 
 def _how_it_broke(run: Run, one: Rehearsed) -> str:

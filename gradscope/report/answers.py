@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
-from gradscope.diagnosis.verdict import spared_by_clip
 from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -63,7 +62,7 @@ def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
 def explosion(report: Report) -> Answer:
     """The verdict and its reasons."""
     verdict, today = report.diagnosis.verdict, in_use(report.run) if rehearsed(report) else None
-    bare = " without clipping" if today else ""
+    bare = " without clipping" if today and verdict.max_norm is None else ""
     head = {
         "exploding": f"Yes: it explodes from step {verdict.first_step} on"
         if verdict.first_step is not None
@@ -80,15 +79,14 @@ def explosion(report: Report) -> Answer:
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
-    spared = spared_by_clip(report.run)
-    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if today and not spared else ""
+    unclipped = f"rehearsed without clipping, which is at {number(today)} today" if bare else ""
     return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))
 
 
 def _calm(report: Report) -> str:
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
-    spared = spared_by_clip(report.run)
+    spared = report.diagnosis.verdict.max_norm is not None
     return "No: clipped as it is today, it held" if spared else "No: it held in every rehearsal"
 
 
@@ -122,7 +120,10 @@ def layer(report: Report) -> Answer:
 
 
 def _broke_ahead(report: Report) -> tuple[str, str] | None:
-    """The layer that went nonfinite first where the plan is rehearsed as it is, and how; None where none did."""
+    """The layer that went nonfinite first where the plan is rehearsed, and how; None where the clip in use spares it."""
+    verdict = report.diagnosis.verdict
+    if verdict.max_norm is not None and verdict.verdict in ("stable", "thin-headroom"):
+        return None
     for trial in trials(report.run, "rehearsal"):
         seen = trial.header.first_nonfinite
         if of_the_plan(trial) and seen is not None and seen.layer and seen.went_first != "input":

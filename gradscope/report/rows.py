@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.diagnosis.model import Level
-from gradscope.diagnosis.rehearsals import rehearsed
+from gradscope.diagnosis.rehearsals import played
 from gradscope.diagnosis.window import late_loss
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
@@ -93,7 +93,7 @@ class TrialRow:
 
 def trial_rows(report: Report, *kinds: str) -> list[TrialRow]:
     """The trials of these kinds, in the order of their learning rate and name."""
-    judged = {trial.name: trial.failed for trial in rehearsed(report.run)}
+    judged = {trial.name: trial.failed for trial in played(report.run)}
     return [_trial_row(child, judged) for child in trials(report.run, *kinds)]
 
 

@@ -176,3 +176,40 @@ def test_draws_lie_in_the_plan_and_in_order(start, rest, count, worst):
         assert drawn.max() < stop
         assert (np.diff(drawn) >= 0).all()
     assert set(inside[: min(count, rest)]) <= set(with_worst(even(start, stop, count), inside))
+
+
+def test_what_failed_is_gone_through_again_as_the_plan_clips(tmp_path):
+    def saved_by_clipping(trial):
+        return blown(trial) if trial.lr_factor > 1 and trial.max_norm is None else calm(trial)
+
+    stages, run = play(tmp_path, saved_by_clipping, plan=Plan(total_steps=5050, max_norm=0.5), allowed=4000)
+    assert names(stages)[-1] == ["x2-clipped", "x4-clipped"]
+    bare, clipped = run.trials["x4"].header.trial, stages[-1][1]
+    assert (clipped.indexes, clipped.lr_factor) == (bare.indexes, 4.0)
+    assert clipped.max_norm == pytest.approx(0.5 * (5000 / 40) ** 0.5)
+    verdict = judge(run)
+    assert (verdict.verdict, verdict.lr_headroom, verdict.max_norm) == ("stable", None, 0.5)
+    assert any(
+        "2 × the planned learning rate, clipped at 0.5 as today, 80 steps: held" in one for one in verdict.reasons
+    )
+    assert any(one.startswith("unclipped: rehearsal at 2 × the planned") for one in verdict.reasons)
+
+
+def test_clipping_that_does_not_help_is_no_excuse(tmp_path):
+    def hopeless_at_four(trial):
+        return blown(trial) if trial.lr_factor > (1 if trial.max_norm is None else 2) else calm(trial)
+
+    _, run = play(tmp_path, hopeless_at_four, plan=Plan(total_steps=50_000, max_norm=0.5))
+    assert (judge(run).verdict, judge(run).lr_headroom) == ("thin-headroom", 4.0)
+    _, run = play(tmp_path / "all", blown, plan=Plan(total_steps=450, max_norm=0.5))
+    assert (judge(run).verdict, judge(run).max_norm) == ("will-explode", 0.5)
+
+
+def test_without_the_time_for_all_of_it_nothing_is_gone_through_again(tmp_path):
+    trials = {"x1": tuple(range(50, 450)), "x2": tuple(range(50, 450, 5))}
+    made = {name: Trial("rehearsal", name, lr_factor=float(name[1:]), indexes=steps) for name, steps in trials.items()}
+    plan = Plan(total_steps=450, max_norm=0.5)
+    run = make_run(tmp_path, [1.0] * 50, trials={n: (t, *blown(t)) for n, t in made.items()}, plan=plan)
+    assert next_rehearsals(run, allowed=479) == ()
+    assert [trial.name for trial in next_rehearsals(run, allowed=480)] == ["x1-clipped", "x2-clipped"]
+    assert (judge(run).verdict, judge(run).max_norm) == ("will-explode", None)

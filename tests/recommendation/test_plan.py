@@ -308,7 +308,10 @@ def test_the_threshold_in_use_is_tried_on_the_whole_plan_first(tmp_path):
     held = run_with(**{"whole-1": (whole, np.full(1600, 0.5), np.full(1600, 9.0))})
     verdict = judge(held)
     assert verdict.verdict == "stable"
-    assert verdict.reasons[0] == "clipped at 0.7, as it is today, the whole plan held: loss 0.5 over 1,600 steps"
+    rate = "1 × the planned learning rate, clipped at 0.7 as today"
+    assert (
+        verdict.reasons[0] == f"the whole plan from its start at {rate}, 1,600 steps: held (loss 0.5, in the window 1)"
+    )
     assert verdict.reasons[1].startswith("unclipped: rehearsal at 1 × the planned learning rate")
     lost = run_with(**{"whole-1": (whole, np.full(1600, 0.5), np.r_[np.ones(1599), np.inf])})
     assert judge(lost).verdict == "will-explode"
