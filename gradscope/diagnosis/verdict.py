@@ -64,8 +64,17 @@ def judge(run: Run) -> Verdict:
     if trials is None:
         return bare
     found = _judgement(run, trials)
-    unclipped = tuple(f"unclipped: {reason}" for reason in bare.reasons if reason not in found.reasons)
-    return dataclasses.replace(found, max_norm=run.header.plan.max_norm, reasons=(*found.reasons, *unclipped))
+    reasons = (*found.reasons, *_without_the_clip(run))
+    return dataclasses.replace(found, max_norm=run.header.plan.max_norm, reasons=reasons)
+
+
+def _without_the_clip(run: Run) -> Iterator[str]:
+    """What failed unclipped: the first of it in full, and at which other factors."""
+    first, *others = sorted((one for one in rehearsed(run) if one.failed), key=lambda one: (one.lr_factor, -one.length))
+    more = " and ".join(
+        f"{number(factor)} ×" for factor in sorted({one.lr_factor for one in others} - {first.lr_factor})
+    )
+    yield f"unclipped: {_say(run, first)}" + (f"; at {more} too" if more else "")
 
 
 def _judgement(run: Run, trials: list[Rehearsed]) -> Verdict:

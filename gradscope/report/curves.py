@@ -8,6 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from gradscope.diagnosis.series import median
+from gradscope.recommendation.candidates import same_threshold
+from gradscope.recommendation.model import Candidate
 from gradscope.report.model import Report
 from gradscope.report.plotting import (
     BLUE,
@@ -30,6 +33,8 @@ from gradscope.runs.run import Run
 
 CUT = 30.0
 """Times its beginning: where the axis of a loss ends, so that those that held can be told apart."""
+SMOOTH, FAINT = 80, 0.25
+"""Parts of a curve whose medians are drawn, over its single steps."""
 
 
 def rehearsals(report: Report) -> Figure | None:
@@ -40,9 +45,12 @@ def rehearsals(report: Report) -> Figure | None:
 def candidates(report: Report) -> Figure | None:
     """Loss of every threshold that was tried, on its longest trial."""
     tried = report.recommendation.candidates if report.recommendation else ()
-    longest = {one.max_norm: one for one in sorted(tried, key=lambda one: (one.steps, one.chosen))}
+    longest: list[Candidate] = []
+    for one in sorted(tried, key=lambda one: (-one.steps, not one.chosen)):
+        if one.trial in report.run.trials and not any(same_threshold(other, one.max_norm) for other in longest):
+            longest.append(one)
     curves = []
-    for candidate in (one for one in tried if longest[one.max_norm] is one and one.trial in report.run.trials):
+    for candidate in longest:
         limit = "no clipping" if candidate.max_norm is None else f"max_norm {number(candidate.max_norm)}"
         curves.append((limit + (", chosen" if candidate.chosen else ""), report.run.trials[candidate.trial]))
     return _losses(curves)
@@ -101,18 +109,33 @@ def _losses(curves: list[tuple[str, Run]]) -> Figure | None:
     labels = []
     for i, (name, child) in enumerate(curves):
         color, dash = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
-        loss = np.where(np.isfinite(child.loss), child.loss, np.nan)
-        axis.plot(np.arange(len(loss)), loss, color=color, linestyle=dash, linewidth=1.5)
+        at, loss = _places(child), np.where(np.isfinite(child.loss), child.loss, np.nan)
+        axis.plot(at, loss, color=color, linewidth=0.8, alpha=FAINT)
+        middles, medians = _smoothed(at, loss)
+        axis.plot(middles, medians, color=color, linestyle=dash, linewidth=1.6)
         last = int(np.flatnonzero(np.isfinite(loss))[-1])
-        end = min(float(loss[last]), top)
+        end = min(float(medians[np.isfinite(medians)][-1]), top)
         if last + 1 < len(loss) or not np.isfinite(child.global_norm[last]):
-            axis.plot([last], [end], "x", color=color, markersize=8, markeredgewidth=2)
+            axis.plot([at[last]], [end], "x", color=color, markersize=8, markeredgewidth=2)
             name += ", ✕ nonfinite"
         labels.append((end, name, color, dash))
     axis.set_ylabel("loss" if top == finite.max() else f"loss (cut at {number(top)})")
-    axis.set_xlabel("step of the trial")
+    axis.set_xlabel("step of the plan")
     labels_beside(axis, labels)
     return figure
+
+
+def _places(child: Run) -> Any:
+    """The steps of the plan that a trial's steps stand for."""
+    indexes = child.header.trial.indexes if child.header.trial else ()
+    return np.asarray(indexes[: len(child.loss)]) if len(indexes) >= len(child.loss) else np.arange(len(child.loss))
+
+
+def _smoothed(at: Any, loss: Any) -> tuple[Any, Any]:
+    """The middles and medians of at most 80 parts of a curve."""
+    starts = bins(len(loss), SMOOTH)[1:]
+    middles, medians = ([median(part) for part in np.split(values, starts)] for values in (at, loss))
+    return np.array(middles), np.array(medians)
 
 
 def _loss_axis(axis: Any, finite: Any, top: float) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from gradscope.errors import UsageError
@@ -221,5 +222,16 @@ def test_a_threshold_tried_twice_is_drawn_once(tmp_path):
     }
     report = build_report(make_run(tmp_path, [1.0] * 30, trials=trials))
     lines = candidates(report).axes[0].get_lines()
-    assert sorted(len(line.get_xdata()) for line in lines) == [10, 40]
+    assert sorted(len(line.get_xdata()) for line in lines if line.get_alpha() is None) == [10, 40]
     assert len(report.recommendation.candidates) == 3
+
+
+def test_a_compressed_trial_is_drawn_over_the_plan_by_the_medians_of_its_parts(tmp_path):
+    steps = tuple(range(0, 4000, 10))
+    trial = Trial("candidate", "a", max_norm=0.5, start="initial", indexes=steps)
+    losses = np.tile([3.0, 1.0, 2.0, 2.0, 9.0], 80)
+    report = build_report(make_run(tmp_path, [1.0] * 30, trials={"a": (trial, losses, [1.0] * 400)}))
+    single, medians = candidates(report).axes[0].get_lines()
+    assert (single.get_xdata()[-1], list(single.get_ydata())) == (3990, list(losses))
+    assert list(medians.get_xdata()) == list(range(20, 4000, 50))
+    assert set(medians.get_ydata()) == {2.0}
