@@ -75,8 +75,8 @@ def analyze(
     first = load_run(directories[0])
     if seeds > 1:
         verdicts = Counter(judge(load_run(directory)).verdict for directory in directories)
-        agree = ", ".join(f"{word} in {count} of {seeds}" for word, count in verdicts.most_common())
-        write_header(first.path, replace(first.header, notes=(*first.header.notes, f"{seeds} seeds: {agree}")))
+        settings = first.header.settings | {"verdicts": dict(verdicts.most_common())}
+        write_header(first.path, replace(first.header, settings=settings))
     return build_report(load_run(directories[0]))
 
 

@@ -83,8 +83,8 @@ class Verdict:
 
     `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed); a failure at the
     planned rate itself that nothing confirms counts as 2.
-    `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on. `max_norm`: the
-    threshold in use, where rehearsals that failed without it were clipped at it and decided; None: unclipped.
+    `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on. `clipped_at`:
+    the threshold in use, where rehearsals that failed without it were clipped at it and decided; None: unclipped.
     """
 
     verdict: VerdictWord
@@ -92,7 +92,7 @@ class Verdict:
     lr_headroom: float | None = None
     first_step: int | None = None
     reasons: tuple[str, ...] = ()
-    max_norm: float | None = None
+    clipped_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,14 @@ CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes la
 
 
 def judge(run: Run) -> Verdict:
-    """The verdict on a run from its recorded steps and its trials."""
+    """The verdict on a run from its recorded steps and its trials; it says what the other seeds of its analysis came to."""
+    found, seeds = _of_this_seed(run), run.header.settings.get("verdicts", {})
+    agree = ", ".join(f"{word} in {times} of {sum(seeds.values())}" for word, times in seeds.items())
+    said = [f"{sum(seeds.values())} seeds: {agree}"] * bool(seeds)
+    return dataclasses.replace(found, reasons=(*said, *found.reasons))
+
+
+def _of_this_seed(run: Run) -> Verdict:
     bare = _judgement(run, rehearsed(run))
     foreseen = bare.first_step is None and bare.verdict in ("exploding", "will-explode", "thin-headroom")
     trials = rehearsed_as_today(run) if foreseen else None
@@ -65,7 +72,7 @@ def judge(run: Run) -> Verdict:
         return bare
     found = _judgement(run, trials)
     reasons = (*found.reasons, *_without_the_clip(run))
-    return dataclasses.replace(found, max_norm=run.header.plan.max_norm, reasons=reasons)
+    return dataclasses.replace(found, clipped_at=run.header.plan.max_norm, reasons=reasons)
 
 
 def _without_the_clip(run: Run) -> Iterator[str]:

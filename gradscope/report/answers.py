@@ -62,7 +62,7 @@ def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
 def explosion(report: Report) -> Answer:
     """The verdict and its reasons."""
     verdict, today = report.diagnosis.verdict, in_use(report.run) if rehearsed(report) else None
-    bare = " without clipping" if today and verdict.max_norm is None else ""
+    bare = " without clipping" if today and verdict.clipped_at is None else ""
     head = {
         "exploding": f"Yes: it explodes from step {verdict.first_step} on"
         if verdict.first_step is not None
@@ -86,7 +86,7 @@ def explosion(report: Report) -> Answer:
 def _calm(report: Report) -> str:
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
-    spared = report.diagnosis.verdict.max_norm is not None
+    spared = report.diagnosis.verdict.clipped_at is not None
     return "No: clipped as it is today, it held" if spared else "No: it held in every rehearsal"
 
 
@@ -122,7 +122,7 @@ def layer(report: Report) -> Answer:
 def _broke_ahead(report: Report) -> tuple[str, str] | None:
     """The layer that went nonfinite first where the plan is rehearsed, and how; None where the clip in use spares it."""
     verdict = report.diagnosis.verdict
-    if verdict.max_norm is not None and verdict.verdict in ("stable", "thin-headroom"):
+    if verdict.clipped_at is not None and verdict.verdict in ("stable", "thin-headroom"):
         return None
     for trial in trials(report.run, "rehearsal"):
         seen = trial.header.first_nonfinite

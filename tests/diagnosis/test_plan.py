@@ -188,7 +188,7 @@ def test_what_failed_is_gone_through_again_as_the_plan_clips(tmp_path):
     assert (clipped.indexes, clipped.lr_factor) == (bare.indexes, 4.0)
     assert clipped.max_norm == pytest.approx(0.5 * (5000 / 40) ** 0.5)
     verdict = judge(run)
-    assert (verdict.verdict, verdict.lr_headroom, verdict.max_norm) == ("stable", None, 0.5)
+    assert (verdict.verdict, verdict.lr_headroom, verdict.clipped_at) == ("stable", None, 0.5)
     assert any(
         "2 × the planned learning rate, clipped at 0.5 as today, 80 steps: held" in one for one in verdict.reasons
     )
@@ -202,7 +202,7 @@ def test_clipping_that_does_not_help_is_no_excuse(tmp_path):
     _, run = play(tmp_path, hopeless_at_four, plan=Plan(total_steps=50_000, max_norm=0.5))
     assert (judge(run).verdict, judge(run).lr_headroom) == ("thin-headroom", 4.0)
     _, run = play(tmp_path / "all", blown, plan=Plan(total_steps=450, max_norm=0.5))
-    assert (judge(run).verdict, judge(run).max_norm) == ("will-explode", 0.5)
+    assert (judge(run).verdict, judge(run).clipped_at) == ("will-explode", 0.5)
 
 
 def test_without_the_time_for_all_of_it_nothing_is_gone_through_again(tmp_path):
@@ -212,4 +212,4 @@ def test_without_the_time_for_all_of_it_nothing_is_gone_through_again(tmp_path):
     run = make_run(tmp_path, [1.0] * 50, trials={n: (t, *blown(t)) for n, t in made.items()}, plan=plan)
     assert next_rehearsals(run, allowed=479) == ()
     assert [trial.name for trial in next_rehearsals(run, allowed=480)] == ["x1-clipped", "x2-clipped"]
-    assert (judge(run).verdict, judge(run).max_norm) == ("will-explode", None)
+    assert (judge(run).verdict, judge(run).clipped_at) == ("will-explode", None)

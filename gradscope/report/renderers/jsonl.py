@@ -9,7 +9,7 @@ from gradscope.report.model import Report
 from gradscope.report.renderers.json import plain
 
 LISTS = {"layers": "layer", "findings": "finding", "unable": "unable", "remedies": "remedy"}
-VERDICT = ("verdict", "explosion_score", "lr_headroom", "first_step", "reasons")
+VERDICT = ("verdict", "explosion_score", "lr_headroom", "first_step", "reasons", "clipped_at")
 
 
 def render(report: Report) -> str:
