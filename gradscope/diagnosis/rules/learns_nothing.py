@@ -42,6 +42,8 @@ from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS204", "learns-nothing"
 ADVICE = "Check that inputs and targets belong together; try to overfit one batch; look for layers without a gradient."
+LOWER = "It had learned: lower the learning rate where the loss comes back up, or clip."
+GAME = "The loss of a game, as a GAN's, or one with a large constant in it may stand still and be well."
 COLLAPSED = 0.5
 """A loss that was below half of the one it ends at had learned something."""
 EXPLODES = ("exploding", "will-explode")
@@ -93,22 +95,20 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     if judge(run).verdict in EXPLODES:
         return
     fall, lead = _fall(losses, settings.parts), _lead(trial) if trial else None
-    collapsed = False
+    advice = ADVICE
     falls = _fall(losses[len(losses) // 2 :], 2).at_least(settings.share)
     if lead and not falls and lead.less_than(settings.share) and lead.share < max(2 * lead.error, settings.none):
         lower, unit = lead, "share of the loss with others' targets"
-        collapsed = fall.after < COLLAPSED * lead.after
-        said = (
-            f"collapses: it falls to a loss of {number(fall.after)} and ends at chance:"
-            if collapsed
-            else "ends at chance:"
-        )
+        said = "ends at chance:"
+        if fall.after < COLLAPSED * lead.after:
+            said, advice = f"collapses: it falls to a loss of {number(fall.after)} and {said}", LOWER
         said = f"The training {said} its loss is {number(lead.after)} with the targets of its inputs, and "
         said += f"{number(lead.before)} with those of other samples, after"
     elif fall.less_than(settings.share) and not (lead and lead.at_least(settings.share)):
         lower, unit = fall, "share of the first loss"
         said = f"The loss does not fall: {number(fall.before)} at the start, {number(fall.after)} at best "
         said += f"({percent(fall.share)} lower) over"
+        advice = f"{ADVICE} {GAME}"
     else:
         return
     yield finding(
@@ -116,7 +116,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "warning" if trial is None or _long(run, trial, settings.enough) else "info",
         f"{said} {_steps(len(window), trial)}.",
-        "It had learned: lower the learning rate where the loss comes back up, or clip." if collapsed else ADVICE,
+        advice,
         steps=(int(run.step[0]), int(run.step[-1])),
         value=lower.share,
         limit=settings.share,
