@@ -224,8 +224,8 @@ def _how_it_ended(run: Run, one: Rehearsed) -> str:
 
 
 def _where(run: Run, one: Rehearsed) -> str:
-    """The step of the plan where a rehearsal went nonfinite, or had its largest norm, and the planned learning rate there
-    where that is far above the window's.
+    """The step of the plan where a rehearsal went nonfinite, or had its largest norm. At the planned learning rate also that
+    there, where it is far above the window's.
     """
     trial, plan = run.trials[one.name], run.header.plan
     bad = harmful(trial)
@@ -234,5 +234,6 @@ def _where(run: Run, one: Rehearsed) -> str:
         return ""
     step = trial.header.trial.indexes[row]
     at, last = (max(plan.rates_at(place), default=0.0) for place in (step, len(run.step) - 1))
-    rate = f", where the learning rate is {number(at / last)} × that of the window" if at > RISEN * last > 0 else ""
+    risen = one.lr_factor == 1.0 and at > RISEN * last > 0
+    rate = f", where the learning rate is {number(at / last)} × that of the window" if risen else ""
     return f" at step {step:,} of the plan{rate}"
