@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.peers import Excess, choose, excess, nothing, smallest
+from gradscope.diagnosis.peers import Excess, choose, excess, nothing, smallest, uncrowded
 from gradscope.diagnosis.series import Bools, Indexes, log10
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Parameter
@@ -49,8 +49,9 @@ def fans(shape: tuple[int, ...]) -> tuple[float, float]:
 def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     """Initial weight scale against weights of the same role (type and name).
 
-    `leaves` and `rms` (log10): each parameter's own name and its size. Under three conventions, raw rms, × √fan_in and
-    × √(mean fan), the smallest excess counts, so that no usual scheme stands out by its convention. Matrices of recurrent
+    `leaves` and `rms` (log10): each parameter's own name and its size. Under four conventions, raw rms and × √ of fan_in, of
+    fan_out and of the mean fan, the smallest excess counts, so that no usual scheme stands out by its convention; nor does
+    what more than a quarter of a role have, as GPT-2's projections, which begin smaller than the rest. Matrices of recurrent
     layers are also compared with each other, gate by gate. A weight alone in its role is compared with all matrices, which
     can rank it but not accuse it (0 peers); an embedding alone, with rms 1.
     """
@@ -62,7 +63,7 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     weight = np.isfinite(raw) & np.array(["bias" not in leaves[i] for i in owner], bool)
     conventions = _conventions(raw, owner, parameters)
     groups = _groups(weight, role)
-    own = smallest([excess(x, groups) for x in conventions])
+    own = uncrowded(smallest([excess(x, groups) for x in conventions]), groups)
     alone = np.array([group[0] for group in groups if len(group) == 1], np.int64)
     plain = weight & matrix & ~_begins(kind, ALONE)
     if plain.sum() >= LEAST_MATRICES:
@@ -101,7 +102,8 @@ def _split(run: Run, rms: Floats) -> tuple[Indexes, Indexes, Floats]:
 
 def _conventions(raw: Floats, owner: Indexes, parameters: tuple[Parameter, ...]) -> list[Floats]:
     sizes = np.array([fans(parameters[i].shape) for i in owner], float).reshape(-1, 2)
-    return [raw, raw + 0.5 * np.log10(sizes[:, 0]), raw + 0.5 * np.log10(sizes.mean(axis=1))]
+    fans_of = (sizes[:, 0], sizes[:, 1], sizes.mean(axis=1))
+    return [raw, *(raw + 0.5 * np.log10(fan) for fan in fans_of)]
 
 
 def _groups(members: Bools, key: NDArray[np.str_]) -> list[Indexes]:

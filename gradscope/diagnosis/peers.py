@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from gradscope.runs.run import Floats
 SPREAD_FLOOR = 0.05
 """Decades: peers that agree to 12 % count as equal."""
 SHRINK = 3.0
+CROWD, FEW, ALIKE = 0.25, 3, 0.1
+"""What more than a quarter of a group have, within a tenth of a decade, and at least three, is a recipe, not an accident."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ def excess(logs: Floats, groups: Iterable[Indexes], *, upper: bool = False) -> E
         result.peers[kept] = len(kept) - 1
         result.center[kept] = center
     return result
+
+
+def uncrowded(found: Excess, groups: Iterable[Indexes]) -> Excess:
+    """The same, with 0 decades for what stands out in company."""
+    decades = found.decades.copy()
+    for group in groups:
+        as_far = (found.decades[group] >= found.decades[group, None] - ALIKE).sum(axis=1)
+        decades[group[(as_far >= FEW) & (as_far > CROWD * len(group))]] = 0.0
+    return replace(found, decades=decades)
 
 
 def choose(found: list[Excess], pick: NDArray[np.int64]) -> Excess:
