@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,10 @@ from gradscope.runs.schema import Parameter
 GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new")}
 RECURRENT = ("RNN", "LSTM", "GRU")
 ALONE = ("Embedding", *RECURRENT)
-LEAST_MATRICES = 3
+LEAST_MATRICES, LEAST_ALIKE = 3, 3
+OF_BLOCKS = 0.5
+"""Those of other blocks are the nearest peers, where a weight stands out from them half as far as from all of its role."""
+NUMBER = re.compile(r"\d+")
 WHOLE = -1
 LIKE_THE_WORST = 0.5
 """A matrix whose gates all stand out half as far as the worst of them is bad as a whole."""
@@ -51,9 +55,10 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
 
     `leaves` and `rms` (log10): each parameter's own name and its size. Under four conventions, raw rms and × √ of fan_in, of
     fan_out and of the mean fan, the smallest excess counts, so that no usual scheme stands out by its convention; nor does
-    what more than a quarter of a role have, as GPT-2's projections, which begin smaller than the rest. Matrices of recurrent
-    layers are also compared with each other, gate by gate. A weight alone in its role is compared with all matrices, which
-    can rank it but not accuse it (0 peers); an embedding alone, with rms 1.
+    what more than a quarter of a role have, as GPT-2's projections, which begin smaller than the rest. Matrices are also
+    compared with those whose names differ in numbers alone, as of other blocks, and those of recurrent layers with each
+    other, gate by gate. A weight alone in its role is compared with all matrices, which can rank it but not accuse it (0
+    peers); an embedding alone, with rms 1.
     """
     parameters = run.header.parameters
     owner, gate, raw = _split(run, rms)
@@ -70,9 +75,17 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
         _copy(smallest([excess(x, [np.flatnonzero(plain)]) for x in conventions]), own, alone[plain[alone]])
     _copy(Excess(raw, raw * 0, raw * 0, raw * 0), own, alone[_begins(kind, ("Embedding",))[alone]])
     recurrent = _groups(weight & matrix & _begins(kind, RECURRENT), kind)
+    names = np.array([NUMBER.sub("#", parameters[i].name) for i in owner], str)
+    alike = [group for group in _groups(weight & matrix, names) if len(group) > LEAST_ALIKE]
+    blocks = smallest([excess(x, alike) for x in conventions])
+    own = _either(own, blocks, blocks.decades >= OF_BLOCKS * own.decades)
     across = smallest([excess(x, recurrent) for x in conventions])
-    further = np.isfinite(across.center) & (across.shrunk().decades >= own.shrunk().decades)
-    return Pieces(owner, gate, choose([own, across], further.astype(np.int64)))
+    return Pieces(owner, gate, _either(own, across, across.shrunk().decades >= own.shrunk().decades))
+
+
+def _either(one: Excess, other: Excess, prefer: Bools) -> Excess:
+    """Where there is the other comparison and it is preferred, that."""
+    return choose([one, other], (np.isfinite(other.center) & prefer).astype(np.int64))
 
 
 def of_layers(pieces: Pieces, layer_of: Indexes, count: int) -> Excess:

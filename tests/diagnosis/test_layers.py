@@ -74,16 +74,16 @@ def test_no_usual_scheme_of_initialisation_stands_out(tmp_path, convention):
 
 def test_an_initialisation_that_many_of_the_like_have_is_a_recipe(tmp_path):
     """GPT-2's: projections back into the stream begin 1/√(2 depth) as large, and its Conv1D lies transposed."""
-    shapes = [(64, 192), (64, 64), (64, 256), (256, 64)] * 6
-    parameters = tuple(p for i, shape in enumerate(shapes) for p in linear(f"h{i}", i, shape=shape, kind="Conv1D"))
-    projections = {f"h{i}_weight": 0.02 / math.sqrt(12) for i in range(24) if i % 2}
-    risks = by_name(
-        make_run(tmp_path, [1.0] * 20, parameters=parameters, probes=[scales_of(parameters, 0.02, **projections)])
-    )
+    block = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 256), "mlp.c_proj": (256, 64)}
+    shapes = {f"h.{i}.{name}": shape for i in range(6) for name, shape in block.items()}
+    parameters = tuple(p for i, name in enumerate(shapes) for p in linear(name, i, shape=shapes[name], kind="Conv1D"))
+    own = {f"{name}_weight".replace(".", "_"): 0.02 / math.sqrt(12) for name in shapes if "c_proj" in name}
+    risks = by_name(run_with(tmp_path / "recipe", parameters, scales_of(parameters, 0.02, **own)))
     assert {risk.level for risk in risks.values()} == {"low"}
-    planted = [scales_of(parameters, 0.02, **projections | {"h6_weight": 0.2})]
-    first = rank_layers(make_run(tmp_path / "planted", [1.0] * 20, parameters=parameters, probes=planted))[0]
-    assert (first.name, first.level, first.component) == ("h6", "high", "initialisation")
+    for name, planted in (("h.3.mlp.c_fc", 0.1), ("h.2.attn.c_proj", 0.03)):
+        scales = scales_of(parameters, 0.02, **own | {f"{name}_weight".replace(".", "_"): planted})
+        first = rank_layers(run_with(tmp_path / name, parameters, scales))[0]
+        assert (first.name, first.level, first.component) == (name, "high", "initialisation")
 
 
 def test_biases_are_no_weights(tmp_path):
