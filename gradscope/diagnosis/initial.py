@@ -19,6 +19,8 @@ ALONE = ("Embedding", *RECURRENT)
 LEAST_MATRICES, LEAST_ALIKE = 3, 3
 OF_BLOCKS = 0.5
 """Those of other blocks are the nearest peers, where a weight stands out from them half as far as from all of its role."""
+AS_TORCH = 0.02
+"""Decades: an embedding's rms this near to 1 is the one that torch begins with."""
 NUMBER = re.compile(r"\d+")
 WHOLE = -1
 LIKE_THE_WORST = 0.5
@@ -58,7 +60,7 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     what more than a quarter of a role have, as GPT-2's projections, which begin smaller than the rest. Matrices are also
     compared with those whose names differ in numbers alone, as of other blocks, and those of recurrent layers with each
     other, gate by gate. A weight alone in its role is compared with all matrices, which can rank it but not accuse it (0
-    peers); an embedding alone, with rms 1.
+    peers); an embedding alone, with rms 1, which is torch's own and never stands out.
     """
     parameters = run.header.parameters
     owner, gate, raw = _split(run, rms)
@@ -73,7 +75,9 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     plain = weight & matrix & ~_begins(kind, ALONE)
     if plain.sum() >= LEAST_MATRICES:
         _copy(smallest([excess(x, [np.flatnonzero(plain)]) for x in conventions]), own, alone[plain[alone]])
-    _copy(Excess(raw, raw * 0, raw * 0, raw * 0), own, alone[_begins(kind, ("Embedding",))[alone]])
+    embedding = _begins(kind, ("Embedding",))
+    _copy(Excess(raw, raw * 0, raw * 0, raw * 0), own, alone[embedding[alone]])
+    own.decades[embedding & (np.abs(raw) < AS_TORCH)] = 0.0
     recurrent = _groups(weight & matrix & _begins(kind, RECURRENT), kind)
     names = np.array([NUMBER.sub("#", parameters[i].name) for i in owner], str)
     alike = [group for group in _groups(weight & matrix, names) if len(group) > LEAST_ALIKE]

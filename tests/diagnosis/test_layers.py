@@ -114,6 +114,14 @@ def test_an_embedding_alone_is_measured_against_one(tmp_path):
     assert first.factor == pytest.approx(20)
 
 
+def test_an_embedding_as_torch_makes_it_does_not_stand_out_from_smaller_ones(tmp_path):
+    names = ("shared", "encoder.bias", "decoder.bias")
+    parameters = tuple(p for i, n in enumerate(names) for p in linear(n, i, shape=(200, 64), kind="Embedding"))
+    for rms, level in ((1.01, "low"), (2.0, "medium")):
+        scales = scales_of(parameters, 0.125, shared_weight=rms)
+        assert by_name(run_with(tmp_path / level, parameters, scales))["shared"].level == level
+
+
 def test_the_worst_weight_of_a_layer_counts(tmp_path):
     parameters = []
     for i in range(5):
