@@ -24,6 +24,8 @@ from gradscope.runs.schema import is_norm
 FIRST_LAYER = 0.5
 """No gradient reaches the input of the first layer: half of its forward excess counts."""
 SIBLINGS, NORMALISED = 3, 0.75
+AMPLIFIES = 0.1
+"""Decades: a gain of 1.25, below which nothing is amplified."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def learning_rate(seen: Setting) -> Excess:
 
 def amplification(seen: Setting) -> Excess:
     """(L,): the smaller of the forward and the backward excess, since a layer that amplifies does both. Of a norm it says
-    nothing: that puts out the same size whatever comes in.
+    nothing: that puts out the same size whatever comes in. Where one follows or lies inside, the gain tells how small the
+    input is, which accuses nobody; nor does a gain of no more than 1.25, where others' are less.
     """
     norms = np.array([is_norm(kind) for kind in seen.kinds], bool)
     groups = [np.flatnonzero(seen.matrix), *seen.groups(~seen.matrix & ~norms, seen.kinds)]
@@ -133,7 +136,15 @@ def amplification(seen: Setting) -> Excess:
     weaker = smallest([up, down])
     both = Excess(weaker.decades, np.minimum(up.z, down.z), weaker.peers, weaker.center).shrunk()
     half = Excess(FIRST_LAYER * up.decades, np.zeros_like(up.z), up.peers, up.center).shrunk()
-    return choose([half, both], np.isfinite(backward).astype(np.int64))
+    found = choose([half, both], np.isfinite(backward).astype(np.int64))
+    modest = np.fmin(seen.gain("forward"), backward) < AMPLIFIES
+    return found.only_ranked(modest | (seen.at_first("normalised") == 1) | _holds_norm(seen))
+
+
+def _holds_norm(seen: Setting) -> Bools:
+    """(L,): a norm is among its submodules."""
+    norms = {layer.name for layer in seen.run.layers if is_norm(layer.type)}
+    return np.array([any(name.startswith(f"{layer.name}.") for name in norms) for layer in seen.run.layers], bool)
 
 
 def bias(seen: Setting) -> Excess:
@@ -143,7 +154,7 @@ def bias(seen: Setting) -> Excess:
     parameters, rms = seen.run.header.parameters, seen.initial_rms
     for place, layer in enumerate(seen.run.layers):
         matrices = [i for i in layer.parameters if len(parameters[i].shape) > 1 and np.isfinite(rms[i])]
-        biases = [rms[i] for i in layer.parameters if "bias" in seen.leaves[i]]
+        biases = [rms[i] for i in layer.parameters if "bias" in seen.leaves[i] and len(parameters[i].shape) == 1]
         if matrices and biases and np.isfinite(signal[place]):
             weight = rms[matrices[-1]]
             produced = weight + 0.5 * np.log10(fans(parameters[matrices[-1]].shape)[0]) + signal[place]
@@ -158,14 +169,15 @@ def without_norm(seen: Setting) -> Bools:
     residual stream reaches it without a norm, though it is normalised for as many with its name in other blocks
     (`blocks.*.fc1`).
 
-    The first and the last of them are none, and no siblings without a norm: many a recipe leaves them bare.
+    The first and the last of them are none, and no siblings without a norm: many a recipe leaves them bare. Nor is one where
+    those with its name in other blocks are as bare.
     """
     names = np.array([re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name) for layer in seen.run.layers], str)
-    behind = _bare(seen, np.where(seen.matrix, seen.at_first("normalised"), np.nan), seen.kinds)
-    return behind | _bare(seen, seen.at_first("fed_normalised"), names)
+    behind = _bare(seen, np.where(seen.matrix, seen.at_first("normalised"), np.nan), seen.kinds, names)
+    return behind | _bare(seen, seen.at_first("fed_normalised"), names, names)
 
 
-def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_]) -> Bools:
+def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_], names: NDArray[np.str_]) -> Bools:
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
     for group in seen.groups(np.isfinite(normalised), key):
@@ -173,7 +185,9 @@ def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_]) -> Bools:
         siblings = group[inner | (normalised[group] == 1)]
         for place in group[inner & (normalised[group] == 0)]:
             others = siblings[siblings != place]
-            bare[place] = len(others) >= SIBLINGS and normalised[others].mean() >= NORMALISED
+            alike = others[names[others] == names[place]]
+            shares = [normalised[some].mean() for some in (others, alike) if len(some)]
+            bare[place] = len(others) >= SIBLINGS and min(shares) >= NORMALISED
     return bare
 
 

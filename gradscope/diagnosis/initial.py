@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ OF_BLOCKS = 0.5
 """Those of other blocks are the nearest peers, where a weight stands out from them half as far as from all of its role."""
 AS_TORCH = 0.02
 """Decades: an embedding's rms this near to 1 is the one that torch begins with."""
+MODEST = AS_TORCH - 0.5 * math.log10(3)
+"""rms·√fan_in in log10: up to 1/√3, as torch begins linear and convolution layers, a matrix makes what it gets smaller."""
 NUMBER = re.compile(r"\d+")
 WHOLE = -1
 LIKE_THE_WORST = 0.5
@@ -60,7 +63,8 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     what more than a quarter of a role have, as GPT-2's projections, which begin smaller than the rest. Matrices are also
     compared with those whose names differ in numbers alone, as of other blocks, and those of recurrent layers with each
     other, gate by gate. A weight alone in its role is compared with all matrices, which can rank it but not accuse it (0
-    peers); an embedding alone, with rms 1, which is torch's own and never stands out.
+    peers); an embedding alone, with rms 1, which is torch's own and never stands out. No matrix is accused that is no larger
+    than torch's own.
     """
     parameters = run.header.parameters
     owner, gate, raw = _split(run, rms)
@@ -84,7 +88,8 @@ def initial_pieces(run: Run, leaves: list[str], rms: Floats) -> Pieces:
     blocks = smallest([excess(x, alike) for x in conventions])
     own = _either(own, blocks, blocks.decades >= OF_BLOCKS * own.decades)
     across = smallest([excess(x, recurrent) for x in conventions])
-    return Pieces(owner, gate, _either(own, across, across.shrunk().decades >= own.shrunk().decades))
+    found = _either(own, across, across.shrunk().decades >= own.shrunk().decades)
+    return Pieces(owner, gate, found.only_ranked(matrix & (conventions[1] < MODEST)))
 
 
 def _either(one: Excess, other: Excess, prefer: Bools) -> Excess:

@@ -27,6 +27,8 @@ HIGH_PEERS, MEDIUM_PEERS = 3, 2
 MEDIUM = 0.3
 LIKE_PEERS = 0.1
 SAMPLED = 4096
+SURER = 1e3
+"""Decades that put the causes of the highest level before the others."""
 CROWD = 0.25
 """A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
 BARE = "no normalisation here, unlike its siblings"
@@ -42,7 +44,7 @@ def has_probes(run: Run) -> bool:
 def rank_layers(run: Run) -> tuple[LayerRisk, ...]:
     """Every layer, the one most at risk first. Without gains and initial weights no layer is above level "low"."""
     ranking = _Ranking(run)
-    order = sorted(range(len(run.layers)), key=lambda i: (ranking.level(i) != "high", *ranking.place(i)))
+    order = sorted(range(len(run.layers)), key=lambda i: (-LEVELS.index(ranking.level(i)), *ranking.place(i)))
     return tuple(ranking.risk(i) for i in order)
 
 
@@ -60,7 +62,11 @@ class _Ranking:
         self.shares = _gradient_shares(run)
         self.updates = _updates(run)
         decades = np.array([one.decades for one in self.found.values()])
-        self.cause = np.argmax(decades, axis=0)
+        levels = [
+            [LEVELS.index(_level(name, one, i)) for i in range(len(run.layers))] for name, one in self.found.items()
+        ]
+        self.levels = np.array(levels, int)
+        self.cause = np.argmax(decades + np.where(self.levels == self.levels.max(axis=0), SURER, 0.0), axis=0)
         best = decades.max(axis=0)
         scores = np.where(self.bare, np.fmax(best, 0.0) + NO_NORM, best)
         self.scores = np.where(self.probed, scores, 0.0)
@@ -75,8 +81,7 @@ class _Ranking:
         """The highest level that any of the causes gives."""
         if not self.probed:
             return "low"
-        least: Level = "medium" if self.bare[i] else "low"
-        return max((least, *(_level(name, one, i) for name, one in self.found.items())), key=LEVELS.index)
+        return LEVELS[max(int(self.bare[i]), int(self.levels[:, i].max()))]
 
     def risk(self, i: int) -> LayerRisk:
         """What is said about one layer."""

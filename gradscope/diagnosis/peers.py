@@ -34,6 +34,10 @@ class Excess:
         """Fewer peers count less: decades × n / (n + 3)."""
         return Excess(self.decades * self.peers / np.maximum(1.0, self.peers + SHRINK), self.z, self.peers, self.center)
 
+    def only_ranked(self, at: NDArray[np.bool_]) -> Excess:
+        """The same with no peers `at` some: they stand out, but that cannot accuse them."""
+        return replace(self, peers=np.where(at, 0.0, self.peers))
+
 
 def nothing(count: int) -> Excess:
     """No comparison for any of `count` things."""
