@@ -187,6 +187,34 @@ def test_gains_without_an_activation_behind_are_used_too(tmp_path):
     assert rank_layers(run)[0].name == "fc11"
 
 
+def test_a_gain_of_one_is_none_where_the_others_shrink_what_they_get(tmp_path):
+    """A head with a norm behind it in a transformer that starts with small weights."""
+    both = [0.15] * 11 + [1.0]
+    risks = by_name(run_with(tmp_path / "one", stack(12), *gains(both, both)))
+    assert {risk.level for risk in risks.values()} == {"low"}
+    assert "gain factor" not in risks["fc11"].evidence
+    both[-1] = 5.0
+    assert by_name(run_with(tmp_path / "five", stack(12), *gains(both, both)))["fc11"].level == "high"
+
+
+def test_the_gain_of_what_a_norm_follows_or_lies_in_tells_of_its_input_alone(tmp_path):
+    both = [1.0] * 11 + [50.0]
+    flags = (0, "normalised", [f"fc{i}" for i in range(12)], [0.0] * 11 + [1.0])
+    assert by_name(run_with(tmp_path / "follows", stack(12), *gains(both, both), flags))["fc11"].level == "low"
+    inside = (*stack(12), *linear("fc11.norm", 12, kind="LayerNorm", shape=(16,)))
+    assert by_name(run_with(tmp_path / "inside", inside, *gains(both, both)))["fc11"].level == "low"
+    beside = (*stack(12), *linear("fc110.norm", 12, kind="LayerNorm", shape=(16,)))
+    assert by_name(run_with(tmp_path / "beside", beside, *gains(both, both)))["fc11"].level == "high"
+
+
+def test_weights_no_larger_than_torchs_own_are_not_accused(tmp_path):
+    parameters = stack(8, shape=(48, 48))
+    for rms, level in ((0.083, "low"), (0.5, "high")):
+        scales = scales_of(parameters, 0.01, fc3_weight=rms)
+        first = rank_layers(run_with(tmp_path / level, parameters, scales))[0]
+        assert (first.name, first.level) == ("fc3", level)
+
+
 def test_the_first_layer_has_no_gradient_at_its_input_and_counts_half(tmp_path):
     parameters = stack(12)
     forward, backward = [1e4] + [1.0] * 11, [NAN] + [1.0] * 11
@@ -213,6 +241,29 @@ def test_a_bias_that_outweighs_the_weights_is_medium_at_most(tmp_path):
     first = rank_layers(run)[0]
     assert (first.name, first.level, first.component) == ("fc3", "medium", "bias")
     assert first.advice == "Try it with its bias starting at zero."
+
+
+def test_the_cause_that_accuses_is_told_and_its_layer_comes_first(tmp_path):
+    """fc5's gain stands out further, but a norm follows."""
+    parameters, both = stack(8, bias=True), [1.0] * 5 + [1e4] + [1.0] * 2
+    names = [f"fc{i}" for i in range(8)]
+    probes = [(0, "in_rms", names, [1.0] * 8), (0, "normalised", names, [0.0] * 5 + [1.0] + [0.0] * 2)]
+    scales = scales_of(parameters, rms=0.25, fc5_bias=1000.0, fc2_bias=100.0)
+    first, second = rank_layers(run_with(tmp_path, parameters, *gains(both, both), *probes, scales))[:2]
+    assert [(one.name, one.component, one.level) for one in (first, second)] == [
+        ("fc5", "bias", "medium"),
+        ("fc2", "bias", "medium"),
+    ]
+
+
+def test_what_attention_adds_to_its_queries_is_no_bias(tmp_path):
+    """XLNet's r_w_bias has a row a head."""
+    own = [
+        [Parameter(f"{i}.r_w_bias", f"{i}", "Attention", (4, 12), "float32", i), *linear(f"{i}", i)] for i in range(8)
+    ]
+    parameters, inputs = tuple(p for pair in own for p in pair), (0, "in_rms", [f"{i}" for i in range(8)], [1.0] * 8)
+    scales = scales_of(parameters, 0.25, **{"3_r_w_bias": 1.0})
+    assert by_name(run_with(tmp_path, parameters, scales, inputs))["3"].component != "bias"
 
 
 def test_biases_of_zero_and_inputs_of_zero_are_like_their_peers(tmp_path):
@@ -256,6 +307,19 @@ def test_a_block_whose_stream_is_not_normalised_is_named_among_its_like(tmp_path
     )[:2]
     assert (first.name, first.component, first.level) == ("blocks.3.fc1", "missing normalisation", "medium")
     assert second.level == "low"
+
+
+def test_what_is_bare_in_every_block_is_a_recipe(tmp_path):
+    names = [f"stages.{i}.{leaf}" for i in range(4) for leaf in ("conv", "mix", "out", "down")]
+    parameters = tuple(p for i, name in enumerate(names) for p in linear(name, i))
+
+    def levels(where, bare):
+        flags = [0.0 if name in bare else 1.0 for name in names]
+        run = run_with(tmp_path / where, parameters, scales_of(parameters), (0, "normalised", names, flags))
+        return {risk.name: risk.level for risk in rank_layers(run) if risk.level != "low"}
+
+    assert levels("all", [name for name in names if name.endswith("down")]) == {}
+    assert levels("one", ["stages.2.down"]) == {"stages.2.down": "medium"}
 
 
 def test_first_and_last_layer_without_a_norm_hide_no_missing_one(tmp_path):
