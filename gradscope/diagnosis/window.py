@@ -37,9 +37,9 @@ class Explosion:
 def explosion(run: Run) -> Explosion | None:
     """The explosion that the recorded steps show, or None: `seen_in_window`, or a norm above 1000 × what came before it with
     a loss that recovers neither in the window nor in a rehearsal of the plan, or that rises where the recording ends, or
-    with a layer that is dead afterwards.
+    with a layer that is dead afterwards; or the same from the first steps on.
     """
-    return seen_in_window(run) or _stays_blown(run) or _ends_rising(run)
+    return seen_in_window(run) or _stays_blown(run) or _ends_rising(run) or _blown_at_once(run) or _runs_away(run)
 
 
 def seen_in_window(run: Run) -> Explosion | None:
@@ -199,7 +199,7 @@ def _stays_blown(run: Run) -> Explosion | None:
     before = running_median(seen.norms, BEFORE, EARLY_LOSSES)
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
-    ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
+    ends = _ends(run, seen)
     if not jumps.any():
         return None
     row = int(np.argmax(jumps))
@@ -211,6 +211,42 @@ def _stays_blown(run: Run) -> Explosion | None:
         what = f"a gradient norm, after which layer {dead} gets a gradient of 0 to the end,"
         return _explosion(run, rows, seen.norms[row:], pair, what)
     return None
+
+
+def _blown_at_once(run: Run) -> Explosion | None:
+    """Of the first 20 losses at least 5 above 10 × the first, with a norm above 100 × the first, and a loss that comes back
+    down below .75 × the first neither in the window nor in a rehearsal of the plan.
+    """
+    seen = _Window(run)
+    if not seen.both:
+        return None
+    losses, norms, end = seen.losses[:LEAST], seen.norms[:LEAST], min(_ends(run, seen))
+    high = (losses > LOSS_FACTOR * losses[0]) & (losses[0] > 0)
+    if high.sum() < EARLY_LOSSES or not norms.max() > NORM_FACTOR * norms[0] or end <= NOT_RECOVERED * losses[0]:
+        return None
+    said = f"the loss rises at once, from {number(losses[0])} to {number(losses.max())}, and ends at {number(end)}"
+    said += f"; the gradient norm is {number(norms.max())}, against {number(norms[0])} before"
+    first = int(run.step[seen.loss_rows[np.argmax(high)]])
+    return Explosion(first, said, float(norms.max() / norms[0]), NORM_FACTOR)
+
+
+def _runs_away(run: Run) -> Explosion | None:
+    """Few steps, at whose end loss and norm are the highest, above 1000 × the first, after a loss above 10 × the first: what
+    a script leaves that skips every loss from then on.
+    """
+    rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
+    losses, norms = run.loss[rows], unscaled_norms(run)[rows]
+    if not 2 < len(rows) < LEAST or losses[0] <= 0 or not losses[-2] > LOSS_FACTOR * losses[0]:
+        return None
+    if losses.max() > losses[-1] or not losses[-1] > BLOWN * losses[0] or not norms[-1] > BLOWN * norms[0]:
+        return None
+    said = f"the loss rises to {number(losses[-1])} at the last step, against {number(losses[0])} at the first"
+    return Explosion(int(run.step[rows[np.argmax(losses > LOSS_FACTOR * losses[0])]]), said)
+
+
+def _ends(run: Run, seen: _Window) -> list[float]:
+    """Where the loss ends in the window, and in the rehearsals of the plan."""
+    return [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
 
 
 def _passed(seen: _Window, row: int, before: float) -> bool:

@@ -29,6 +29,8 @@ FIRST = "GS101"
 """The rule that tells what was nonfinite first."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
+SATURATED = "GS401"
+"""The rule that tells that nearly every step is clipped."""
 ACCUSING = (FIRST, "GS302")
 """Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
@@ -167,6 +169,11 @@ def threshold(report: Report) -> Answer:
     today = in_use(report.run)
     exploded = report.diagnosis.verdict.verdict == "exploding" and not recommendation.verified
     doubt = "do not rely on it: these steps explode, and it was not tried" if exploded else ""
+    larger = today is not None and recommendation.max_norm > today and not recommendation.verified
+    if larger and not exploded and _found(report, SATURATED):
+        doubt = (
+            f"raise it by degrees: nearly every step was clipped at {number(today or 0.0)}, and no larger one was tried"
+        )
     use = f"in use today: {number(today)}" if today else ""
     return Answer(question, head, (*_sentences((doubt,)), *_evidence(recommendation), *_sentences((use,))))
 

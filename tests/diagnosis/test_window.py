@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gradscope.diagnosis.rules import already_exploding, nonfinite_loss
 from gradscope.diagnosis.window import BLOWN, enough, explosion, stable_prefix
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.runs.schema import Ending, Offender
+from gradscope.runs.schema import Ending, Offender, Trial
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -222,3 +222,35 @@ def test_bad_data_is_no_matter_of_learning_rates(tmp_path):
     assert "not finite itself" in loss.advice
     assert exploding.advice.startswith("Clean the data")
     assert next_remedies(run) == ()
+
+
+def at_once(end, high=(58.0, 61.0, 80.0, 56.0, 38.0)):
+    """A learning rate typed a hundred times too large: up at the first step, then where guessing is."""
+    losses = [2.3, *high, *np.linspace(19.0, end, 30), *[end] * 64]
+    return losses, [0.4, *(loss / 1.5 for loss in losses[1:])]
+
+
+def test_an_explosion_at_the_first_steps_counts_though_the_loss_comes_back_to_chance(tmp_path):
+    losses, norms = at_once(2.28)
+    seen = explosion(make_run(tmp_path / "chance", norms, loss=losses))
+    assert (seen.first_step, seen.limit) == (1, 100)
+    assert seen.reason.startswith("the loss rises at once, from 2.3 to 80, and ends at 2.28; the gradient norm is 53.3")
+    losses, norms = at_once(0.5)
+    assert explosion(make_run(tmp_path / "learns", norms, loss=losses)) is None
+    losses, norms = at_once(2.28, high=(58.0, 9.0, 5.0, 3.0, 2.0))
+    losses[6:10] = [2.0] * 4
+    assert explosion(make_run(tmp_path / "outlier", norms, loss=losses)) is None
+    losses, norms = at_once(2.28)
+    rehearsal = Trial("rehearsal", "x1", indexes=tuple(range(100, 200)))
+    trials = {"x1": (rehearsal, np.linspace(2.28, 0.4, 100), np.ones(100))}
+    assert explosion(make_run(tmp_path / "later", norms, loss=losses, trials=trials)) is None
+
+
+def test_a_few_steps_that_run_away_are_an_explosion(tmp_path):
+    """The script skips every loss that is not finite, so that no more is seen of it."""
+    losses, norms = [11.6, 4.5, 2.9e4, 5.5e15], [2.7, 10.7, 1.8e4, 2.3e14]
+    seen = explosion(make_run(tmp_path / "away", norms, loss=losses))
+    assert seen.first_step == 2
+    assert "5.5e+15 at the last step, against 11.6 at the first" in seen.reason
+    assert explosion(make_run(tmp_path / "back", [*norms, 1.0], loss=[*losses, 9.0])) is None
+    assert explosion(make_run(tmp_path / "one", [2.7, 10.7, 1.8e4], loss=[11.6, 4.5, 5e15])) is None
