@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import math
 import os
@@ -32,8 +33,19 @@ from gradscope.runs.writer import RunWriter
 
 __all__ = ["Reading", "Recorder", "active"]
 
+CHANGED = (
+    "norms are those that clipping left: gradients were changed between observe() and finish_step(); "
+    "call measure(max_norm=…) before you clip, or clip with gradscope.clip_grad_norm_"
+)
+
 active: list[Recorder] = []
 """Recorders that are open in this process, the newest last."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for recorder in active[:]:
+        recorder.close(Ending("interrupted", recorder.step, "the process ended before the recorder was closed"))
 
 
 class Recorder:
@@ -103,6 +115,7 @@ class Recorder:
         self.away = not all(tensor.is_cpu for tensor in tensors)
         self._rows = self._rows_to(writer, ranks)
         self._reading: Reading | None = None
+        self._computed: tuple[int, int] | None = None
         self._losses: list[Number] = []
         self._batches: list[int | None] = []
         self._lr: Numbers = ()
@@ -165,8 +178,14 @@ class Recorder:
         `batch`: the batch's position.
         """
         self._batches.append(batch)
+        self._computed = self._first_gradient()
         if loss is not None:
             self._losses.append(soon(loss))
+
+    def _first_gradient(self) -> tuple[int, int] | None:
+        """Which tensor the first gradient is, and how often it was written to."""
+        first = next((tensor.grad for tensor in self.tensors if tensor.grad is not None), None)
+        return None if first is None else (id(first), first._version)
 
     def measure(
         self,
@@ -208,7 +227,7 @@ class Recorder:
 
     def abandon(self) -> None:
         """Forget what was observed and read in this step: it is not taken."""
-        self._reading, self._losses, self._batches, self._lr = None, [], [], ()
+        self._reading, self._losses, self._batches, self._lr, self._computed = None, [], [], (), None
 
     def replace(self, changed: dict[int, torch.Tensor]) -> None:
         """Go on with other tensors at these places, under the names that were there."""
@@ -239,6 +258,8 @@ class Recorder:
         if self._order:
             self._refine_order()
         if self.due:
+            if self._reading is None:
+                self._say_if_clipped()
             reading, rates = self.measure(), self._lr if lr is None else lr
             if self._rows:
                 row = Row(self.step, reading, self._losses, self._batches, rates, skipped, time.monotonic())
@@ -247,6 +268,14 @@ class Recorder:
         self.last, self._skipped = self._reading or self.last, skipped
         self.abandon()
         self.step += 1
+
+    def _say_if_clipped(self) -> None:
+        """Gradients are read at the end of the step; if they were written to since their loss was observed, that is told."""
+        now = self._first_gradient()
+        if now and self._computed and now[0] == self._computed[0] and now[1] > self._computed[1]:
+            self._computed = None
+            if CHANGED not in self.header.notes:
+                self.update_header(notes=(*self.header.notes, CHANGED), measured_at="post_clip")
 
     def _refine_order(self) -> None:
         if self._order:

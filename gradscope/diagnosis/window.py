@@ -199,7 +199,7 @@ def _stays_blown(run: Run) -> Explosion | None:
     before = running_median(seen.norms, BEFORE, EARLY_LOSSES)
     with np.errstate(invalid="ignore"):
         jumps = seen.norms > BLOWN * before
-    ends = _ends(run, seen)
+    ends = [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
     if not jumps.any():
         return None
     row = int(np.argmax(jumps))
@@ -214,13 +214,13 @@ def _stays_blown(run: Run) -> Explosion | None:
 
 
 def _blown_at_once(run: Run) -> Explosion | None:
-    """Of the first 20 losses at least 5 above 10 × the first, with a norm above 100 × the first, and a loss that comes back
-    down below .75 × the first neither in the window nor in a rehearsal of the plan.
+    """Of the first 20 losses at least 5 above 10 × the first, with a norm above 100 × the first, and a loss that does not
+    come back down below .75 × the first. Where the plan was rehearsed, that tells more.
     """
     seen = _Window(run)
-    if not seen.both:
+    if not seen.both or any(map(of_the_plan, run.trials.values())):
         return None
-    losses, norms, end = seen.losses[:LEAST], seen.norms[:LEAST], min(_ends(run, seen))
+    losses, norms, end = seen.losses[:LEAST], seen.norms[:LEAST], level(seen.losses[-LATE:])
     high = (losses > LOSS_FACTOR * losses[0]) & (losses[0] > 0)
     if high.sum() < EARLY_LOSSES or not norms.max() > NORM_FACTOR * norms[0] or end <= NOT_RECOVERED * losses[0]:
         return None
@@ -242,11 +242,6 @@ def _runs_away(run: Run) -> Explosion | None:
         return None
     said = f"the loss rises to {number(losses[-1])} at the last step, against {number(losses[0])} at the first"
     return Explosion(int(run.step[rows[np.argmax(losses > LOSS_FACTOR * losses[0])]]), said)
-
-
-def _ends(run: Run, seen: _Window) -> list[float]:
-    """Where the loss ends in the window, and in the rehearsals of the plan."""
-    return [level(seen.losses[-LATE:]), *(_end(trial) for trial in run.trials.values() if of_the_plan(trial))]
 
 
 def _passed(seen: _Window, row: int, before: float) -> bool:

@@ -40,6 +40,15 @@ def models_of(parameters: Sequence[torch.Tensor], elsewhere: Iterable[int] = ())
     return found
 
 
+def in_shards(models: Iterable[nn.Module]) -> bool:
+    """Whether FullyShardedDataParallel keeps the gradients of some module in parts, each in another process."""
+    found = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    if found is None:
+        return False
+    wrappers = [one for model in models for one in model.modules() if isinstance(one, found.FullyShardedDataParallel)]
+    return any(one.sharding_strategy != found.ShardingStrategy.NO_SHARD for one in wrappers)
+
+
 def _roots(wanted: set[int]) -> list[nn.Module]:
     """Modules over some wanted parameter that no other live module contains, without their wrappers."""
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module) and "_modules" in vars(one)]

@@ -17,6 +17,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 """Whether this torch knows CUDA graphs."""
 
+
+class CannotRecordError(Exception):
+    """Raised where a training cannot be recorded; its text is the reason."""
+
+
 AT_ONCE = "it trains in several threads at once, whose steps cannot be told apart"
 
 
@@ -29,9 +34,11 @@ def guarded(method: F) -> F:
             return None
         try:
             return method(self, *args, **kwargs)
+        except CannotRecordError as error:
+            self.disarm(str(error))
         except Exception as error:
             self.disarm(self.threads.reason(f"{type(error).__name__}: {error}"))
-            return None
+        return None
 
     return call  # type: ignore[return-value]  # the wrapper has the method's own signature
 

@@ -1,7 +1,13 @@
-"""Lightning: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before Lightning clips them, unscaled."""
+"""Lightning: `Trainer(callbacks=[GradscopeCallback()])`. Gradients are read before they are clipped, unscaled.
+
+That is at `on_before_optimizer_step`; right after the backward pass where a module clips earlier: one that optimizes
+by hand, or has an `on_after_backward` of its own.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +20,13 @@ from gradscope.capture.recorder import Recorder, rates_of
 from gradscope.capture.scaling import scale_of
 from gradscope.integrations.find import models_of
 from gradscope.integrations.headers import ending_of, new_header
+from gradscope.integrations.patches import Patches
 from gradscope.runs.catalogue import new_run_directory
 
 try:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule
 except ImportError:
-    from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]  # the same class by its other name
+    from pytorch_lightning import Callback, LightningModule  # type: ignore[assignment,unused-ignore]  # the same class by its other name
 
 
 class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any where Lightning is not installed
@@ -40,6 +47,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         self._recorders: dict[int, Recorder] = {}
         self._losses: list[tuple[torch.Tensor, int]] = []
         self._pending: tuple[Recorder, Numbers, bool] | None = None
+        self._patches = Patches()
         self._origin: Origin | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -61,6 +69,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
             )
             self._recorders[id(optimizer)] = recorder
             self.runs += [recorder.directory] if recorder.writes else []
+        self._patches.attribute(LightningModule, "clip_gradients", self._noting)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Take the loss of a micro-step."""
@@ -70,23 +79,35 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         if self._origin is None and self._recorders:
             self._origin = next(filter(None, (origin_of(one, loss) for one in self._recorders.values())), None)
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Read the gradients: they are unscaled by now, and not clipped yet."""
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Read the gradients where the module may clip them before the step; the last reading of a step counts."""
+        own = type(pl_module).on_after_backward is not LightningModule.on_after_backward
+        if pl_module.automatic_optimization and not own:
+            return
         self._finish()
-        recorder = self._recorders.get(id(getattr(optimizer, "optimizer", optimizer)))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        for recorder in self._recorders.values():
+            recorder.take(None)
+            if recorder.due and any(tensor.grad is not None for tensor in recorder.tensors):
+                recorder.measure(scale=1.0 if scaler is None else soon(scale_of(scaler)))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Read the gradients, unless that was done: they are unscaled by now, and not clipped yet."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        recorder = self._recorders.get(id(optimizer))
+        if self._pending and self._pending[0] is recorder and isinstance(optimizer, torch.optim.LBFGS):
+            self._losses = []  # its search calls the closure again: the first call is the step
+            return
+        self._finish()
         if recorder is None:
             return
         for loss, batch in self._losses:
             recorder.observe(loss, batch=batch)
         self._losses = []
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        clips = trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm").endswith("norm")
         skipped = False
-        if recorder.step % recorder.every == 0:
-            reading = recorder.measure(
-                max_norm=float(trainer.gradient_clip_val) if clips else None,
-                loss_scale=soon(scale_of(scaler)) if scaler is not None else None,
-            )
+        if recorder.due:
+            reading = recorder.measure(loss_scale=soon(scale_of(scaler)) if scaler is not None else None)
             skipped = scaler is not None and reading.broken
         self._pending = recorder, rates_of([optimizer]), skipped
 
@@ -102,6 +123,22 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         """Close the runs with what was recorded."""
         self._close(exception)
 
+    def _noting(self, original: Callable[..., None]) -> Callable[..., None]:
+        """`LightningModule.clip_gradients`, which a trainer or the module itself calls, with its threshold noted."""
+
+        @functools.wraps(original)
+        def clip_gradients(
+            module: Any, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+        ) -> None:
+            limit = gradient_clip_val or module.trainer.gradient_clip_val
+            how = gradient_clip_algorithm or module.trainer.gradient_clip_algorithm or "norm"
+            recorder = self._recorders.get(id(getattr(optimizer, "optimizer", optimizer)))
+            if recorder and recorder.reading and limit and str(how).lower().endswith("norm"):
+                recorder.take(recorder.reading._replace(max_norm=float(limit)))
+            original(module, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+        return clip_gradients
+
     def _finish(self) -> None:
         if self._pending is not None:
             recorder, rates, skipped = self._pending
@@ -113,6 +150,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         if error is None:
             self._finish()
         self._pending = None
+        self._patches.undo()
         for recorder in self._recorders.values():
             recorder.close(ending_of(error, recorder.step))
         self._recorders = {}

@@ -17,8 +17,8 @@ import torch
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.later import Number, soon
 from gradscope.capture.recorder import Recorder
-from gradscope.integrations.find import forward_order, in_order, models_of, trainer
-from gradscope.integrations.guard import AT_ONCE, Threads, guarded
+from gradscope.integrations.find import forward_order, in_order, in_shards, models_of, trainer
+from gradscope.integrations.guard import AT_ONCE, CannotRecordError, Threads, guarded
 from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
 from gradscope.integrations.objective import Loss, Objective
 from gradscope.integrations.say import say
@@ -30,6 +30,10 @@ from gradscope.runs.schema import Ending, Header
 
 CLIPS = frozenset({"clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
 
+IN_SHARDS = (
+    "FullyShardedDataParallel leaves each process a part of every gradient, and no norm of the whole; "
+    "torch.distributed.fsdp.fully_shard is recorded"
+)
 MOST_RENEWALS = 16
 """Trainings that are begun because another got more parameters; those that come later are not recorded."""
 MOST_LOOSE = 256
@@ -308,8 +312,11 @@ class Session:
     def _open(self, chosen: list[torch.optim.Optimizer], parameters: list[torch.Tensor]) -> Track:
         elsewhere = {id(p) for one in self._optimizers if one not in chosen for p in held(one)}
         holders: Any = chosen or [ByHand(parameters)]
+        models = models_of(parameters, elsewhere)
+        if in_shards(models.values()):
+            raise CannotRecordError(IN_SHARDS)
         recorder = Recorder(
-            models_of(parameters, elsewhere),
+            models,
             holders,
             directory=self._new_directory(),
             header=dataclasses.replace(self.header, name=self._name(), framework=trainer(), world_size=world_size()),

@@ -268,6 +268,8 @@ class Track:
         """Write the row."""
         if self._kept:
             self.order.take(events.GRADIENTS_KEPT, "", 0.0)
+        if not self.recorder.step and (hooked := sum(bool(p._backward_hooks) for p in self.recorder.tensors)):
+            self.order.take(events.GRADIENT_HOOKS, "", hooked)
         self.order.note_parts()
         rates = gathered([rate for one in self.optimizers for rate in self._rates.get(id(one)) or learning_rates(one)])
         if self._spare and self.due:

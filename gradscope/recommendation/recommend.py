@@ -234,7 +234,7 @@ def _caveats(run: Run, basis: Basis) -> tuple[str, ...]:
     if len(basis.rows) < FEW:
         said.append(f"It rests on {count(len(basis.rows), 'step')}; record at least {FEW}.")
     if run.header.every > 1:
-        said.append(f"Only every {run.header.every}th step was recorded; rare large norms may be missing.")
+        said.append(f"Only 1 of {run.header.every} steps was recorded; rare large norms may be missing.")
     if basis.sizes.size and median(basis.sizes) < TINY:
         said.append(
             f"These norms are small: torch.nn.utils.clip_grad_norm_ adds {TORCH_ADDS:g} to each and so clips more than it "

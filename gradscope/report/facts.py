@@ -67,7 +67,7 @@ def _first_nonfinite(run: Run, offender: Offender) -> str:
 
 
 def _every(every: int) -> str:
-    return f", every {every}th recorded" if every > 1 else ""
+    return f", 1 of {every} recorded" if every > 1 else ""
 
 
 def _optimizer(report: Report) -> str:

@@ -1,6 +1,9 @@
 """The recorder's verbs, and what is in the run afterwards."""
 
 import math
+import subprocess
+import sys
+import textwrap
 import time
 
 import numpy as np
@@ -69,6 +72,40 @@ def test_a_step_that_was_not_measured_is_read_at_its_end(model, tmp_path):
     assert run.global_norm[0] > 0
     assert np.isnan(run.loss[0])
     assert run.lr.tolist() == [[0.3]]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_clip_that_came_before_the_reading_is_told(model, tmp_path, measured):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    with Recorder(model, optimizer, directory=tmp_path / "run") as recorder:
+        for step in range(4):
+            recorder.observe(backward(model))
+            if measured:
+                recorder.measure(max_norm=1e-3)
+            if step > 1:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            recorder.finish_step()
+            assert measured or recorder.header.measured_at == ("post_clip" if step > 1 else "pre_clip")
+    header = load_run(tmp_path / "run").header
+    assert header.measured_at == ("pre_clip" if measured else "post_clip")
+    assert ["call measure(max_norm=…) before you clip" in note for note in header.notes] == [True] * (not measured)
+
+
+def test_a_recorder_that_is_never_closed_is_at_the_end_of_the_process(tmp_path):
+    program = """
+        import torch, gradscope
+        model = torch.nn.Linear(3, 1)
+        recorder = gradscope.Recorder(model, directory=__import__("pathlib").Path("run"))
+        for _ in range(5):
+            model(torch.ones(2, 3)).sum().backward()
+            recorder.finish_step()
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, check=True)
+    run = load_run(tmp_path / "run")
+    assert len(run.step) == 5
+    assert (run.header.ending.how, run.header.ending.step) == ("interrupted", 5)
+    assert "before the recorder was closed" in run.header.ending.message
 
 
 def test_gradients_are_unscaled(model, tmp_path):

@@ -142,6 +142,68 @@ def test_two_optimizers_are_two_runs(tmp_path: Path) -> None:
     assert "self.clip_gradients(optimizer, gradient_clip_val=" in str(paste_line(build_report(runs[0])))
 
 
+class ClipsItself(Module):
+    """Clips before the step, in one of the places that a module may choose."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(conformance.PLAIN)
+        self.where, self.norms = where, []
+        self.automatic_optimization = where not in ("clip_gradients", "torch")
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        loss = super().training_step(batch, index)
+        if self.automatic_optimization:
+            return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip(optimizer)
+        optimizer.step()
+        return None
+
+    def clip(self, optimizer: Any) -> None:
+        grads = [p.grad.double() for p in self.parameters()]
+        self.norms.append(math.sqrt(sum(grad.square().sum().item() for grad in grads)))
+        if self.where == "torch" or self.where == "on_after_backward":
+            torch.nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
+
+    def on_after_backward(self) -> None:
+        if self.where == "on_after_backward":
+            self.clip(None)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        if self.where == "configure_gradient_clipping":
+            self.clip(optimizer)
+
+
+@pytest.mark.parametrize("where", ["clip_gradients", "torch", "on_after_backward", "configure_gradient_clipping"])
+def test_norms_are_read_before_a_module_clips_them_itself(tmp_path: Path, where: str) -> None:
+    before = lightning.LightningModule.clip_gradients
+    callback, module = GradscopeCallback(root=tmp_path), ClipsItself(where)
+    trainer_for(conformance.PLAIN, tmp_path, [callback]).fit(module, DataLoader(Batches(module.case), batch_size=None))
+    run = load_run(callback.runs[0])
+    assert run.global_norm.tolist() == pytest.approx(module.norms)
+    noted = where in ("clip_gradients", "configure_gradient_clipping")
+    assert set(run.max_norm) == {1e-3} if noted else all(map(math.isnan, run.max_norm))
+    assert lightning.LightningModule.clip_gradients is before
+
+
+class Searches(Module):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+def test_a_closure_that_is_called_again_is_no_step(tmp_path: Path) -> None:
+    callback, module = GradscopeCallback(root=tmp_path), Searches(conformance.PLAIN)
+    trainer = trainer_for(conformance.PLAIN, tmp_path, [callback])
+    trainer.fit(module, DataLoader(Batches(module.case), batch_size=None))
+    run = load_run(callback.runs[0])
+    assert len(run.step) == trainer.global_step < len(module.losses)
+    assert run.loss[0] == pytest.approx(module.losses[0])
+
+
 def test_every_other_step(tmp_path: Path) -> None:
     callback = GradscopeCallback(root=tmp_path, every=2)
     case = conformance.PLAIN

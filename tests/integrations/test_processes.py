@@ -197,6 +197,22 @@ def test_launchers(name: str, tmp_path: Path) -> None:
     assert (b"Rank 0 of 2 recorded" in done.stderr) == (not alone)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_gradients_that_lie_in_parts_are_not_taken_for_whole_ones(whole: bool, tmp_path: Path) -> None:
+    wrapped = "nn.parallel.DistributedDataParallel(nn.Linear(6, 1))"
+    strategy = f"sharding_strategy=ShardingStrategy.{'NO_SHARD' if whole else 'FULL_SHARD'}"
+    flat = f"FullyShardedDataParallel(nn.Linear(6, 1), device_id=torch.device('cpu'), use_orig_params=True, {strategy})"
+    script = SPREAD.replace(wrapped, flat).replace(
+        "nn.utils.clip_grad_norm_(model.parameters(), 0.5)", "torch.ones(())"
+    )
+    imports = "from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy"
+    (tmp_path / "train.py").write_text(imports + script)
+    done = run(tmp_path, "-m", *TWO, "-m", "gradscope", "record", "train.py", code=0 if whole else 1)
+    assert done.stdout.split() == [b"1"] * 4
+    assert (b"a part of every gradient" in done.stderr) == (not whole)
+    assert whole == bool(list(tmp_path.glob(".gradscope/runs/*")))
+
+
 ENDS = {
     "a forked child that runs to the end": (
         "steps(2)\npid = os.fork()\nsteps(1)\nif pid: print(os.waitpid(pid, 0)[1])",

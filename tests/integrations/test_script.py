@@ -208,6 +208,13 @@ def test_what_may_shrink_gradients_without_being_a_clip(name: str, tmp_path: Pat
     assert np.isnan(done.run.max_norm).all()
 
 
+def test_hooks_that_may_change_gradients_are_told(tmp_path: Path) -> None:
+    hook = "if not params[0]._backward_hooks:\n    for p in params[:2]:\n        p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))"
+    done = record(tmp_path, changed(hook))
+    assert done.events(events.GRADIENT_HOOKS) == [(0, "", 2.0)]
+    np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
 def test_gradients_changed_through_data_before_a_clip(tmp_path: Path) -> None:
     change = "for p in params:\n    p.grad.data.div_(150)"
     done = record(tmp_path, changed(change, "nn.utils.clip_grad_norm_(params, 3.0)"))

@@ -254,7 +254,7 @@ def test_what_torch_adds_to_a_small_norm_is_told(tmp_path):
 def test_other_caveats(tmp_path):
     said = caveats(make_run(tmp_path, [1.0] * 19, every=5, synthetic_data=True))
     assert "rests on 19 steps" in said
-    assert "every 5th step" in said
+    assert "1 of 5 steps" in said
     assert "not your data" in said
 
 

@@ -282,7 +282,7 @@ def test_the_facts_of_a_run(tmp_path):
         first_nonfinite=Offender(2, "fc1", None, "gradient"), columns={"skipped": [True, False, False]},
     )  # fmt: skip
     facts = dict(measured(make_report(run)))
-    assert facts["Steps"] == "3 steps of an unknown number planned, every 5th recorded"
+    assert facts["Steps"] == "3 steps of an unknown number planned, 1 of 5 recorded"
     assert (facts["Optimizer"], facts["Clipping today"], facts["Ended"]) == ("unknown", "2", "failed: boom")
     assert (facts["Skipped"], facts["First nonfinite"]) == ("1 step", "the gradient of fc1, at step 2")
     loss = make_run(tmp_path, [1.0] * 3, first_nonfinite=Offender(2, "fc1", "fc1.weight", "loss"))

@@ -45,7 +45,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     share = min(len(run.step) / covered, 1 / max(1, run.header.every))
     if share >= settings.share:
         return
-    why = f", since every {run.header.every}th step is recorded" if run.header.every > 1 else ""
+    why = f", since 1 of {run.header.every} steps is recorded" if run.header.every > 1 else ""
     yield finding(
         CODE,
         NAME,

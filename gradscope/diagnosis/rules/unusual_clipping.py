@@ -2,7 +2,7 @@
 
 What it detects
     Clipping by value, by a norm other than L2, in parts, or by the script's own hand; gradients that the script changed
-    otherwise.
+    otherwise, or may change in hooks.
 Why it matters
     A recommended `max_norm` is an L2 threshold: it does not replace such a limit number for number.
 How it decides
@@ -56,6 +56,12 @@ KINDS = (
         events.GRADIENTS_SET,
         "The script sets the gradients itself, without backward(), and norms are those at the step, clipped or not",
         "",
+    ),
+    (
+        events.GRADIENT_HOOKS,
+        "Hooks that the script registered get the gradients of {value} parameters as they are computed, and norms are what "
+        "they leave, clipped or not",
+        "parameters",
     ),
     (
         events.CLIP_PARTS,

@@ -57,4 +57,4 @@ def test_unrecorded_steps(tmp_path):
     assert "every" not in gap.message
     (thinned,) = unrecorded_steps.check(make_run(tmp_path, [1.0] * 3, every=10, columns={"step": [0, 10, 20]}))
     assert thinned.value == pytest.approx(0.1)
-    assert "every 10th step" in thinned.message
+    assert "1 of 10 steps" in thinned.message
