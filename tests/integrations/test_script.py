@@ -209,7 +209,7 @@ def test_what_may_shrink_gradients_without_being_a_clip(name: str, tmp_path: Pat
 
 
 def test_hooks_that_may_change_gradients_are_told(tmp_path: Path) -> None:
-    hook = "if not params[0]._backward_hooks:\n    for p in params[:2]:\n        p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))"
+    hook = "if not params[0]._backward_hooks:\n    for p in params[:2]: p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))"
     done = record(tmp_path, changed(hook))
     assert done.events(events.GRADIENT_HOOKS) == [(0, "", 2.0)]
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
