@@ -9,8 +9,8 @@ How it decides
     By the ranking of layers: excess in log10 over the median of the other comparable layers, and z, the same in units of
     their spread (1.4826·MAD + .05). Fires with at least 3 peers for initial weights 4 × their peers' (z ≥ 5, under each of
     four conventions: rms, and × √ of fan_in, of fan_out and of the mean fan), a learning rate 20 × the others' (z ≥ 5), or a
-    gain, forward and backward, 5 × the others' (z ≥ 10). Gains include the activation that follows. Weights are compared with
-    those of the same name in other blocks first; matrices of recurrent layers with each other, gate by gate. Nobody is
+    gain, forward and backward, 5 × the others' (z ≥ 10). Gains include the activation that follows. Weights are compared
+    with those of the same name in other blocks first; matrices of recurrent layers with each other, gate by gate. Nobody is
     accused of what more than a quarter of the like have, of weights no larger than torch's own (rms·√fan_in of 1/√3), of a
     gain up to 1.25, or of one that a norm behind or inside the layer makes. Unit: multiples of the peers' median. Needs the
     probes; without them no layer is accused.
