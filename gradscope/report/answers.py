@@ -69,7 +69,7 @@ def explosion(report: Report) -> Answer:
         "exploding": f"Yes: it explodes from step {verdict.first_step} on"
         if verdict.first_step is not None
         else "Yes: it is exploding",
-        "will-explode": "Yes, later: it explodes if trained as planned",
+        "will-explode": f"Yes, later: it explodes if trained as planned{', but' if bare else ''}{bare}",
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate{bare}",
         "stable": _calm(report),
         "unknown": "Not in the recorded steps; later is not known"

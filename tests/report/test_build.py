@@ -356,3 +356,22 @@ def test_headroom_that_was_rehearsed_without_the_clip_in_use_says_so(tmp_path, t
     }
     run = make_run(tmp_path, [1.0] * 60, trials=trials, plan=Plan(total_steps=100, max_norm=today))
     assert answers(build_report(run))[0].answer == f"Not as planned, but at 2× the {said}"
+
+
+def test_a_verdict_says_whether_it_is_of_the_plan_as_it_clips(tmp_path):
+    held, failed, indexes = np.ones(40), np.r_[np.ones(20), np.nan], tuple(range(60, 100))
+
+    def said(name, clipped=None):
+        trials = {"x1": (Trial("rehearsal", "x1", indexes=indexes), failed, failed)}
+        if clipped is not None:
+            trials["x1-clipped"] = Trial("rehearsal", "x1-clipped", max_norm=5.0, indexes=indexes), clipped, clipped
+        plan = Plan(total_steps=100, max_norm=5.0)
+        return answers(build_report(make_run(tmp_path / name, [1.0] * 60, trials=trials, plan=plan)))[0]
+
+    unclipped = said("bare")
+    assert unclipped.answer == "Yes, later: it explodes if trained as planned, but without clipping"
+    assert "Rehearsed without clipping, which is at 5 today." in unclipped.details
+    assert said("saved", held).answer == "No: clipped as it is today, it held"
+    lost = said("lost", failed)
+    assert lost.answer == "Yes, later: it explodes if trained as planned"
+    assert not any("Rehearsed without clipping" in detail for detail in lost.details)
