@@ -128,7 +128,7 @@ def _broke_ahead(report: Report) -> tuple[str, str] | None:
         return None
     for trial in trials(report.run, "rehearsal"):
         seen = trial.header.first_nonfinite
-        if of_the_plan(trial) and seen is not None and seen.layer and seen.went_first != "input":
+        if of_the_plan(trial) and seen is not None and seen.layer and seen.went_first not in ("input", "loss"):
             return seen.layer, f"in its rehearsal {visible(named(seen))} is nonfinite first"
     return None
 

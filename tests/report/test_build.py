@@ -344,6 +344,9 @@ def test_the_layer_that_breaks_in_the_rehearsal_of_the_plan_answers_where_none_s
     assert answer.details == (
         "In its rehearsal the activation of fc2 or what exp computed after it is nonfinite first.",
     )
+    loss = Offender(80, "fc2", "fc2.weight", "loss")
+    told = dataclasses.replace(child, header=dataclasses.replace(child.header, first_nonfinite=loss))
+    assert which_layer(build_report(dataclasses.replace(run, trials={"x1": told}))).answer == "None stands out"
 
 
 @pytest.mark.parametrize(("today", "said"), [(None, "learning rate"), (5.0, "learning rate without clipping")])
