@@ -107,7 +107,7 @@ def layer(report: Report) -> Answer:
     if rank and rank.severity != "info":
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
-    if report.diagnosis.verdict.verdict in ("exploding", "will-explode") and (broken := _found(report, OUTLIER)):
+    if report.diagnosis.verdict.verdict in ("exploding", "will-explode") and (broken := _sample(report)):
         return Answer(question, "None stands out, but a sample does", _sentences((broken.message, broken.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
@@ -136,6 +136,12 @@ def _broke_ahead(report: Report) -> tuple[str, str] | None:
 def _found(report: Report, code: str) -> Finding | None:
     """The first finding of a rule."""
     return next((one for one in report.diagnosis.findings if one.code == code), None)
+
+
+def _sample(report: Report) -> Finding | None:
+    """The sample to suspect: one that makes something nonfinite before one that only stands out."""
+    samples = [one for one in report.diagnosis.findings if one.code == OUTLIER]
+    return next((one for one in samples if one.value is None), next(iter(samples), None))
 
 
 def accused(report: Report) -> tuple[str, str, str] | None:

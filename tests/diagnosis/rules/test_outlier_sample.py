@@ -1,5 +1,7 @@
 """GS207: the sample behind a step that stands out; and which batches are taken apart to find it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,18 @@ def test_an_explosion_without_a_layer_that_stands_out_is_told_with_its_sample(tm
     answer = layer(build_report(run))
     assert answer.answer == "None stands out, but a sample does"
     assert "sample 105 of the data" in answer.details[0]
+
+
+def test_a_sample_that_makes_something_nonfinite_is_told_before_one_that_stands_out(tmp_path):
+    losses = raised(1.0, 5)
+    losses[9] = NAN
+    run = run_with(tmp_path, raised(1e6, 5), window=[1.0] * 40 + [1e9] * 10, loss=[1.0] * 40 + [1e9] * 5 + [INF] * 5)
+    (broken,) = run_with(tmp_path / "broken", losses).trials.values()
+    later = Trial("samples", "samples-45", indexes=(45,), samples=tuple(range(200, 232)))
+    broken = dataclasses.replace(broken, header=dataclasses.replace(broken.header, trial=later))
+    both = dataclasses.replace(run, trials={**run.trials, "samples-45": broken})
+    assert [finding.first_step for finding in outlier_sample.check(both)] == [41, 45]
+    assert "sample 209 of the data" in layer(build_report(both)).details[0]
 
 
 def test_the_largest_spikes_of_window_and_rehearsal_are_looked_at(tmp_path):
