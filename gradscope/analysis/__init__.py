@@ -75,8 +75,7 @@ def analyze(
     first = load_run(directories[0])
     if seeds > 1:
         verdicts = Counter(judge(load_run(directory)).verdict for directory in directories)
-        settings = first.header.settings | {"verdicts": dict(verdicts.most_common())}
-        write_header(first.path, replace(first.header, settings=settings))
+        write_header(first.path, replace(first.header, seeds=dict(verdicts.most_common())))
     return build_report(load_run(directories[0]))
 
 

@@ -271,11 +271,10 @@ class Recorder:
 
     def _say_if_clipped(self) -> None:
         """Gradients are read at the end of the step; if they were written to since their loss was observed, that is told."""
-        now = self._first_gradient()
-        if now and self._computed and now[0] == self._computed[0] and now[1] > self._computed[1]:
-            self._computed = None
-            if CHANGED not in self.header.notes:
-                self.update_header(notes=(*self.header.notes, CHANGED), measured_at="post_clip")
+        now, before = self._first_gradient(), self._computed
+        told = self._header.measured_at == "post_clip"
+        if now and before and now[0] == before[0] and now[1] > before[1] and not told:
+            self.update_header(notes=(*self.header.notes, CHANGED), measured_at="post_clip")
 
     def _refine_order(self) -> None:
         if self._order:

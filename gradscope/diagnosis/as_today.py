@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradscope.diagnosis.rehearsals import Rehearsed, broken_off, ended, horizon, judged, played, reference, rehearsed
+from gradscope.diagnosis.rehearsals import Rehearsed, broken_off, ended, horizon, judged, played, reference
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -25,13 +25,13 @@ def clipped_again(run: Run, trial: Trial) -> Trial | None:
     return replace(trial, name=name, max_norm=limit, note="; ".join(filter(None, (trial.note, note))))
 
 
-def rehearsed_as_today(run: Run) -> list[Rehearsed] | None:
-    """Those of `rehearsed`, each that failed as it goes where it is clipped as the plan is. None where the plan does not
-    clip, or one that failed was not gone through so.
+def as_clipped_today(run: Run, unclipped: list[Rehearsed]) -> list[Rehearsed] | None:
+    """The rehearsals, each that failed as it goes where it is clipped as the plan is. None where the plan does not clip, or
+    one that failed was not gone through so.
     """
     again = {one.name.removesuffix(AS_TODAY): one for one in played(run) if one.max_norm is not None}
     whole = next(_whole_as_today(run), None)
-    clipped = [_clipped(one, again, whole) if one.failed else one for one in rehearsed(run)]
+    clipped = [_clipped(one, again, whole) if one.failed else one for one in unclipped]
     found = {one.name: one for one in clipped if one is not None}
     return [*found.values()] if None not in clipped and any(one.max_norm for one in found.values()) else None
 

@@ -40,6 +40,11 @@ class Setting:
         return np.array([layer.type for layer in self.run.layers], str)
 
     @cached_property
+    def across_blocks(self) -> NDArray[np.str_]:
+        """(L,): the name of each layer with a star for every number, the same in every block: `blocks.*.fc1`."""
+        return np.array([re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name) for layer in self.run.layers], str)
+
+    @cached_property
     def matrix(self) -> Bools:
         """(L,): layers that own a parameter of two or more dimensions."""
         shapes = [p.shape for p in self.run.header.parameters]
@@ -143,8 +148,9 @@ def amplification(seen: Setting) -> Excess:
 
 def _holds_norm(seen: Setting) -> Bools:
     """(L,): a norm is among its submodules."""
-    norms = {layer.name for layer in seen.run.layers if is_norm(layer.type)}
-    return np.array([any(name.startswith(f"{layer.name}.") for name in norms) for layer in seen.run.layers], bool)
+    norms = [layer.name.split(".") for layer in seen.run.layers if is_norm(layer.type)]
+    holders = {".".join(path[:depth]) for path in norms for depth in range(1, len(path))}
+    return np.array([layer.name in holders for layer in seen.run.layers], bool)
 
 
 def bias(seen: Setting) -> Excess:
@@ -172,12 +178,11 @@ def without_norm(seen: Setting) -> Bools:
     The first and the last of them are none, and no siblings without a norm: many a recipe leaves them bare. Nor is one where
     those with its name in other blocks are as bare.
     """
-    names = np.array([re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name) for layer in seen.run.layers], str)
-    behind = _bare(seen, np.where(seen.matrix, seen.at_first("normalised"), np.nan), seen.kinds, names)
-    return behind | _bare(seen, seen.at_first("fed_normalised"), names, names)
+    behind = _bare(seen, np.where(seen.matrix, seen.at_first("normalised"), np.nan), seen.kinds)
+    return behind | _bare(seen, seen.at_first("fed_normalised"), seen.across_blocks)
 
 
-def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_], names: NDArray[np.str_]) -> Bools:
+def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_]) -> Bools:
     order = np.array([layer.order for layer in seen.run.layers], float)
     bare = np.zeros(len(normalised), bool)
     for group in seen.groups(np.isfinite(normalised), key):
@@ -185,7 +190,7 @@ def _bare(seen: Setting, normalised: Floats, key: NDArray[np.str_], names: NDArr
         siblings = group[inner | (normalised[group] == 1)]
         for place in group[inner & (normalised[group] == 0)]:
             others = siblings[siblings != place]
-            alike = others[names[others] == names[place]]
+            alike = others[seen.across_blocks[others] == seen.across_blocks[place]]
             shares = [normalised[some].mean() for some in (others, alike) if len(some)]
             bare[place] = len(others) >= SIBLINGS and min(shares) >= NORMALISED
     return bare

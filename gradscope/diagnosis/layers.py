@@ -13,8 +13,8 @@ import numpy as np
 from gradscope.diagnosis.causes import CAUSES, Setting, without_norm
 from gradscope.diagnosis.initial import GATES, RECURRENT
 from gradscope.diagnosis.model import LayerRisk, Level
-from gradscope.diagnosis.peers import Excess
-from gradscope.diagnosis.series import Bools, log10, median, number, percent
+from gradscope.diagnosis.peers import ALIKE, CROWD, Excess, company
+from gradscope.diagnosis.series import log10, median, number, percent
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import ROOT
 
@@ -25,12 +25,9 @@ HIGH = {"initialisation": 0.6, "learning rate": 1.3, "gain": 0.7}
 HIGH_Z, HIGH_Z_GAIN = 5.0, 10.0
 HIGH_PEERS, MEDIUM_PEERS = 3, 2
 MEDIUM = 0.3
-LIKE_PEERS = 0.1
 SAMPLED = 4096
 SURER = 1e3
 """Decades that put the causes of the highest level before the others."""
-CROWD = 0.25
-"""A learning rate that more than a quarter of the layers have is a recipe, not an accident."""
 BARE = "no normalisation here, unlike its siblings"
 GAINS = ("init_scale", "forward_gain", "forward_gain_with_activation", "backward_gain", "backward_gain_with_activation")
 LEVELS: tuple[Level, ...] = ("low", "medium", "high")
@@ -75,7 +72,7 @@ class _Ranking:
         """Sort key: by score; those like their peers by their weaker gain at the first step, before any chaos."""
         score = float(self.scores[i])
         tie = float(self.first_gains[i])
-        return -score if score >= LIKE_PEERS else 0.0, -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
+        return -score if score >= ALIKE else 0.0, -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
 
     def level(self, i: int) -> Level:
         """The highest level that any of the causes gives."""
@@ -89,10 +86,10 @@ class _Ranking:
         name = list(self.found)[int(self.cause[i])]
         best = self.found[name]
         evidence = self._evidence(i)
-        if not self.probed or (float(best.decades[i]) < LIKE_PEERS and level == "low" and not self.bare[i]):
+        if not self.probed or (float(best.decades[i]) < ALIKE and level == "low" and not self.bare[i]):
             said = f"{layer.name or ROOT}: {self._plain(i)}"
             return LayerRisk(layer.name, layer.type, level, score, None, None, None, said, "Nothing to do.", evidence)
-        amplifies = name == "gain" or float(best.decades[i]) < LIKE_PEERS
+        amplifies = name == "gain" or float(best.decades[i]) < ALIKE
         component = "missing normalisation" if self.bare[i] and amplifies else name
         factor, peers = float(10 ** best.decades[i]), float(10 ** best.center[i])
         said, advice = self._words(component, i, factor)
@@ -192,15 +189,9 @@ def _level(cause: str, found: Excess, i: int) -> Level:
     decades, peers = found.decades[i], found.peers[i]
     z = HIGH_Z_GAIN if cause == "gain" else HIGH_Z
     sure = cause in HIGH and peers >= HIGH_PEERS and found.z[i] >= z and decades >= HIGH[cause]
-    if sure and not (cause == "learning rate" and _crowd(found.decades, i) > CROWD):
+    if sure and not (cause == "learning rate" and company(found.decades)[i] > CROWD * len(found.decades)):
         return "high"
     return "medium" if decades >= MEDIUM and peers >= MEDIUM_PEERS else "low"
-
-
-def _crowd(decades: Floats, i: int) -> float:
-    """The share of layers that stand out as far as this one."""
-    as_far: Bools = decades >= decades[i] - LIKE_PEERS
-    return float(as_far.mean())
 
 
 def _gradient_shares(run: Run) -> Floats:

@@ -14,8 +14,10 @@ from gradscope.runs.run import Floats
 SPREAD_FLOOR = 0.05
 """Decades: peers that agree to 12 % count as equal."""
 SHRINK = 3.0
-CROWD, FEW, ALIKE = 0.25, 3, 0.1
-"""What more than a quarter of a group have, within a tenth of a decade, and at least three, is a recipe, not an accident."""
+ALIKE = 0.1
+"""Decades that make no difference."""
+CROWD, FEW = 0.25, 3
+"""What more than a quarter of a group have is a recipe, not an accident; initial weights of at least three."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,16 @@ def excess(logs: Floats, groups: Iterable[Indexes], *, upper: bool = False) -> E
     return result
 
 
+def company(decades: Floats) -> Indexes:
+    """(n,): how many stand out as far as each, itself among them."""
+    return len(decades) - np.searchsorted(np.sort(decades), decades - ALIKE)
+
+
 def uncrowded(found: Excess, groups: Iterable[Indexes]) -> Excess:
     """The same, with 0 decades for what stands out in company."""
     decades = found.decades.copy()
     for group in groups:
-        as_far = (found.decades[group] >= found.decades[group, None] - ALIKE).sum(axis=1)
+        as_far = company(found.decades[group])
         decades[group[(as_far >= FEW) & (as_far > CROWD * len(group))]] = 0.0
     return replace(found, decades=decades)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.as_today import rehearsed_as_today
+from gradscope.diagnosis.as_today import as_clipped_today
 from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.rehearsals import (
@@ -58,30 +58,32 @@ CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes la
 
 def judge(run: Run) -> Verdict:
     """The verdict on a run from its recorded steps and its trials; it says what the other seeds of its analysis came to."""
-    found, seeds = _of_this_seed(run), run.header.settings.get("verdicts", {})
-    agree = ", ".join(f"{word} in {times} of {sum(seeds.values())}" for word, times in seeds.items())
-    said = [f"{sum(seeds.values())} seeds: {agree}"] * bool(seeds)
-    return dataclasses.replace(found, reasons=(*said, *found.reasons))
+    found, seeds = _of_this_seed(run), run.header.seeds
+    if not seeds:
+        return found
+    total = sum(seeds.values())
+    agree = ", ".join(f"{word} in {times} of {total}" for word, times in seeds.items())
+    return dataclasses.replace(found, reasons=(f"{total} seeds: {agree}", *found.reasons))
 
 
 def _of_this_seed(run: Run) -> Verdict:
-    bare = _judgement(run, rehearsed(run))
+    unclipped = rehearsed(run)
+    bare = _judgement(run, unclipped)
     foreseen = bare.first_step is None and bare.verdict in ("exploding", "will-explode", "thin-headroom")
-    trials = rehearsed_as_today(run) if foreseen else None
+    trials = as_clipped_today(run, unclipped) if foreseen else None
     if trials is None:
         return bare
     found = _judgement(run, trials)
-    reasons = (*found.reasons, *_without_the_clip(run))
+    reasons = (*found.reasons, _without_the_clip(run, [one for one in unclipped if one.failed]))
     return dataclasses.replace(found, clipped_at=run.header.plan.max_norm, reasons=reasons)
 
 
-def _without_the_clip(run: Run) -> Iterator[str]:
+def _without_the_clip(run: Run, failed: list[Rehearsed]) -> str:
     """What failed unclipped: the first of it in full, and at which other factors."""
-    first, *others = sorted((one for one in rehearsed(run) if one.failed), key=lambda one: (one.lr_factor, -one.length))
-    more = " and ".join(
-        f"{number(factor)} ×" for factor in sorted({one.lr_factor for one in others} - {first.lr_factor})
-    )
-    yield f"unclipped: {_say(run, first)}" + (f"; at {more} too" if more else "")
+    first = min(failed, key=lambda one: (one.lr_factor, -one.length))
+    others = sorted({one.lr_factor for one in failed} - {first.lr_factor})
+    more = " and ".join(f"{number(factor)} ×" for factor in others)
+    return f"unclipped: {_say(run, first)}" + (f"; at {more} too" if more else "")
 
 
 def _judgement(run: Run, trials: list[Rehearsed]) -> Verdict:

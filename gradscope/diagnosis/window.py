@@ -234,8 +234,7 @@ def _runs_away(run: Run) -> Explosion | None:
     """Few steps, at whose end loss and norm are the highest, above 1000 × the first, after a loss above 10 × the first: what
     a script leaves that skips every loss from then on.
     """
-    rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
-    losses, norms = run.loss[rows], unscaled_norms(run)[rows]
+    rows, losses, norms = _known(run)
     if not 2 < len(rows) < LEAST or losses[0] <= 0 or not losses[-2] > LOSS_FACTOR * losses[0]:
         return None
     if losses.max() > losses[-1] or not losses[-1] > BLOWN * losses[0] or not norms[-1] > BLOWN * norms[0]:
@@ -272,8 +271,7 @@ def _ends_rising(run: Run) -> Explosion | None:
     10 × the median before, the last the highest, with a norm above 1000 × the median before; one, and 100 ×, where the run
     says that it failed.
     """
-    rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
-    losses, norms = run.loss[rows], unscaled_norms(run)[rows]
+    rows, losses, norms = _known(run)
     stopped = run.header.ending.how == "failed" or bool(run.header.ending.message)
     begin = len(rows)
     while begin > EARLY_LOSSES and losses[begin - 1] > LOSS_FACTOR * median(np.abs(losses[: begin - 1])):
@@ -288,6 +286,12 @@ def _ends_rising(run: Run) -> Explosion | None:
         f"the loss rises to {number(losses[-1])} at the last step, against {number(loss)} before, and the gradient norm"
     )
     return _explosion(run, rows[begin:], norms[begin:], (highest, before, BLOWN), said)
+
+
+def _known(run: Run) -> tuple[Indexes, Floats, Floats]:
+    """The rows with both a finite loss and a usable norm from before clipping, and these."""
+    rows = np.flatnonzero(np.isfinite(run.loss) & usable(run) & (run.header.measured_at == "pre_clip"))
+    return rows, run.loss[rows], unscaled_norms(run)[rows]
 
 
 def of_the_plan(trial: Run) -> bool:

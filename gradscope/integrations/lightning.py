@@ -73,8 +73,8 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Take the loss of a micro-step."""
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        unscaled = loss.detach() if scaler is None else loss.detach() / scale_of(scaler)
+        scale = _scale(trainer)
+        unscaled = loss.detach() if scale is None else loss.detach() / scale
         self._losses.append((unscaled, trainer.fit_loop.batch_idx))
         if self._origin is None and self._recorders:
             self._origin = next(filter(None, (origin_of(one, loss) for one in self._recorders.values())), None)
@@ -85,11 +85,11 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         if pl_module.automatic_optimization and not own:
             return
         self._finish()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = _scale(trainer)
         for recorder in self._recorders.values():
             recorder.take(None)
             if recorder.due and any(tensor.grad is not None for tensor in recorder.tensors):
-                recorder.measure(scale=1.0 if scaler is None else soon(scale_of(scaler)))
+                recorder.measure(scale=1.0 if scale is None else soon(scale))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradients, unless that was done: they are unscaled by now, and not clipped yet."""
@@ -104,11 +104,10 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         for loss, batch in self._losses:
             recorder.observe(loss, batch=batch)
         self._losses = []
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        skipped = False
+        scale, skipped = _scale(trainer), False
         if recorder.due:
-            reading = recorder.measure(loss_scale=soon(scale_of(scaler)) if scaler is not None else None)
-            skipped = scaler is not None and reading.broken
+            reading = recorder.measure(loss_scale=None if scale is None else soon(scale))
+            skipped = scale is not None and reading.broken
         self._pending = recorder, rates_of([optimizer]), skipped
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -154,6 +153,12 @@ class GradscopeCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any wh
         for recorder in self._recorders.values():
             recorder.close(ending_of(error, recorder.step))
         self._recorders = {}
+
+
+def _scale(trainer: Any) -> Any:
+    """What the losses are multiplied by; None without a gradient scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scale_of(scaler)
 
 
 def _part(optimizer: torch.optim.Optimizer, among: list[torch.optim.Optimizer]) -> Any:

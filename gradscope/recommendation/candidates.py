@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -77,6 +78,11 @@ def same_threshold(one: Candidate, limit: float | None) -> bool:
     if one.max_norm is None or limit is None:
         return one.max_norm is limit
     return limit / SAME <= one.max_norm <= limit * SAME
+
+
+def one_each(tried: Sequence[Candidate]) -> list[Candidate]:
+    """The first trial of each threshold."""
+    return [one for i, one in enumerate(tried) if not any(same_threshold(other, one.max_norm) for other in tried[:i])]
 
 
 def surely(one: Candidate, longest: list[Candidate]) -> float:

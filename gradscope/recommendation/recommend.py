@@ -12,7 +12,7 @@ from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
-from gradscope.recommendation.candidates import TIE, above, candidates, plan_fails, same_threshold, surely
+from gradscope.recommendation.candidates import TIE, above, candidates, one_each, plan_fails, same_threshold, surely
 from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recommendation
 from gradscope.recommendation.percentiles import (
     check_percentiles,
@@ -99,8 +99,7 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
 
 def _apart(tried: Sequence[Candidate]) -> list[Candidate]:
     """One trial of each threshold; no clipping is none."""
-    limits = [one for one in tried if one.max_norm is not None]
-    return [one for i, one in enumerate(limits) if not any(same_threshold(other, one.max_norm) for other in limits[:i])]
+    return one_each([one for one in tried if one.max_norm is not None])
 
 
 def _won(best: Candidate, tried: tuple[Candidate, ...]) -> str:

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from gradscope.diagnosis.series import median
-from gradscope.recommendation.candidates import same_threshold
-from gradscope.recommendation.model import Candidate
+from gradscope.recommendation.candidates import one_each
 from gradscope.report.model import Report
 from gradscope.report.plotting import (
     BLUE,
@@ -45,12 +44,9 @@ def rehearsals(report: Report) -> Figure | None:
 def candidates(report: Report) -> Figure | None:
     """Loss of every threshold that was tried, on its longest trial."""
     tried = report.recommendation.candidates if report.recommendation else ()
-    longest: list[Candidate] = []
-    for one in sorted(tried, key=lambda one: (-one.steps, not one.chosen)):
-        if one.trial in report.run.trials and not any(same_threshold(other, one.max_norm) for other in longest):
-            longest.append(one)
+    kept = [one for one in tried if one.trial in report.run.trials]
     curves = []
-    for candidate in longest:
+    for candidate in one_each(sorted(kept, key=lambda one: (-one.steps, not one.chosen))):
         limit = "no clipping" if candidate.max_norm is None else f"max_norm {number(candidate.max_norm)}"
         curves.append((limit + (", chosen" if candidate.chosen else ""), report.run.trials[candidate.trial]))
     return _losses(curves)

@@ -192,6 +192,8 @@ class Header:
     overhead_s: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """What the analysis was asked for: enough to do it again."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    """Of an analysis with several seeds, in the first one's run: how many came to which verdict."""
     unmeasured: dict[str, str] = field(default_factory=dict)
     """Layers that a probe could not measure, each with the reason."""
 

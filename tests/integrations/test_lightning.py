@@ -164,7 +164,7 @@ class ClipsItself(Module):
     def clip(self, optimizer: Any) -> None:
         grads = [p.grad.double() for p in self.parameters()]
         self.norms.append(math.sqrt(sum(grad.square().sum().item() for grad in grads)))
-        if self.where == "torch" or self.where == "on_after_backward":
+        if self.where in ("torch", "on_after_backward"):
             torch.nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
         else:
             self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
