@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from overhead_workloads import BUILDERS, Case, Gpt, build
 
-from gradscope.integrations.headers import new_header
+from gradscope.capture.header import new_header
 from gradscope.integrations.session import Session
 from gradscope.integrations.torch_calls import install
 from gradscope.runs.schema import Ending

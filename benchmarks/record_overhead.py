@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from overhead_workloads import BUILDERS, Case, build
 
-from gradscope.integrations.headers import new_header
+from gradscope.capture.header import new_header
 from gradscope.integrations.session import Session
 from gradscope.integrations.torch_calls import install
 from gradscope.runs.schema import Ending

@@ -5,11 +5,9 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +17,7 @@ import torch
 
 from gradscope.capture.describe import ForwardOrder, Models, describe
 from gradscope.capture.distributed import rank, world_size
-from gradscope.capture.header import versions
+from gradscope.capture.header import ending_of, new_header
 from gradscope.capture.later import Number, Numbers, gathered, soon
 from gradscope.capture.norms_compiled import host_norms
 from gradscope.capture.norms_device import DeviceNorms
@@ -81,7 +79,10 @@ class Recorder:
         chosen = _several(optimizers)
         described = describe(model, chosen)
         header = dataclasses.replace(
-            header or _header(name), parameters=described.parameters, optimizer=described.optimizer, every=every
+            header or new_header(name, "Recorder", sys.argv[0], world_size()),
+            parameters=described.parameters,
+            optimizer=described.optimizer,
+            every=every,
         )
         if not described.tensors:
             raise UsageError("the model has no parameters: there is no gradient to record")
@@ -354,7 +355,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(_ending(error, self.step))
+        self.close(ending_of(error, self.step))
 
 
 def _several(optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None) -> tuple[Any, ...]:
@@ -371,20 +372,6 @@ def _writer(header: Header, name: str, directory: Path | None) -> RunWriter:
         raise UsageError(f"cannot write a run to {path}: {error.strerror}") from error
 
 
-def _header(name: str) -> Header:
-    return Header(
-        name=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=sys.argv[0],
-        command=tuple(sys.argv),
-        parameters=(),
-        recorded_by="Recorder",
-        world_size=world_size(),
-        versions=versions(),
-        pid=os.getpid(),
-    )
-
-
 def _with_gradients(tensors: Sequence[torch.Tensor]) -> list[int]:
     return sorted(id(tensor) for tensor in tensors if tensor.grad is not None)
 
@@ -397,11 +384,3 @@ def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> Numbers:
 def learning_rates(optimizer: torch.optim.Optimizer) -> list[Any]:
     """Of each of its groups: a number, or a tensor that a scheduler may change."""
     return [group["lr"] for group in optimizer.param_groups if "lr" in group]
-
-
-def _ending(error: BaseException | None, step: int) -> Ending | None:
-    if error is None:
-        return None
-    if isinstance(error, KeyboardInterrupt):
-        return Ending("interrupted", step)
-    return Ending("failed", step, f"{type(error).__name__}: {error}")

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from gradscope.capture.header import ending_of, new_header
 from gradscope.capture.later import Numbers, soon
 from gradscope.capture.offender import Origin, origin_of, say_what_went_first
 from gradscope.capture.recorder import Recorder, rates_of
 from gradscope.capture.scaling import scale_of
 from gradscope.integrations.find import models_of
-from gradscope.integrations.headers import ending_of, new_header
 from gradscope.integrations.patches import Patches
 from gradscope.runs.catalogue import new_run_directory
 

@@ -88,7 +88,7 @@ class _Recording:
 
     def end(self, finish: Finish) -> None:
         if self._session is not None:
-            from gradscope.integrations.headers import ending_of
+            from gradscope.capture.header import ending_of
 
             note = f"the script exited with {finish.exit_code}" if finish.exit_code else None
             self._session.close(lambda step: ending_of(finish.error, step, note), _names(finish.code))
@@ -115,7 +115,7 @@ class _Recording:
             say(f"gradscope: nothing is recorded, the script goes on ({self._failure})")
 
     def _header(self) -> Header:
-        from gradscope.integrations.headers import new_header
+        from gradscope.capture.header import new_header
 
         command = ("gradscope", "record", *(["-m"] if self._module else []), *self._argv)
         return new_header(self._name, "record", self._argv[0], command=command)

@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from gradscope.capture.header import ending_of, new_header
 from gradscope.capture.later import soon
 from gradscope.capture.offender import Origin, origin_of, say_what_went_first
 from gradscope.capture.recorder import Recorder, rates_of
 from gradscope.capture.scaling import scale_of
 from gradscope.errors import UsageError
-from gradscope.integrations.headers import ending_of, new_header
 from gradscope.runs.catalogue import new_run_directory
 
 

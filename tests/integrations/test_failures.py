@@ -188,7 +188,7 @@ def test_a_forked_child_is_not_recorded(tmp_path: Path) -> None:
 
 
 def torch_header() -> Any:
-    from gradscope.integrations.headers import new_header
+    from gradscope.capture.header import new_header
 
     return new_header("test", "record", "test")
 
