@@ -68,7 +68,10 @@ def choose_basis(run: Run, by: By) -> Basis:
         NothingMeasuredError: no step has a usable norm.
     """
     if not len(run.step):
-        raise NothingMeasuredError(f"run {run.id} holds no steps; record at least 20 with: gradscope analyze or record")
+        raise NothingMeasuredError(
+            f"run {run.id} holds no steps; record at least 20 with: gradscope analyze or record, or choose another run of: "
+            "gradscope runs"
+        )
     seen = explosion(run)
     clipped = _clipped_window(run) if seen else None
     if clipped is not None:

@@ -191,6 +191,6 @@ def _checked(scheduled: Scheduled, optimizers: Optimizers) -> Scheduled:
     if over is not None and not any(over is one for one in optimizers.values):
         raise SpecError(
             f"{where}: the scheduler is over another optimizer than `{type(optimizers.values[0]).__name__}` of this file; "
-            "make it as a function: scheduler = lambda optimizer: …"
+            "name its own one `optimizer`, or make it as a function: scheduler = lambda optimizer: …"
         )
     return scheduled

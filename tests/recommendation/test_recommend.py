@@ -260,7 +260,11 @@ def test_other_caveats(tmp_path):
 
 @pytest.mark.parametrize(
     ("norms", "said"),
-    [([], "holds no steps"), ([NAN, INF], "2 nonfinite norm"), ([0.0], "1 zero gradient")],
+    [
+        ([], "holds no steps; record at least 20 with: .*, or choose another run of: gradscope runs"),
+        ([NAN, INF], "2 nonfinite norm"),
+        ([0.0], "1 zero gradient"),
+    ],
 )
 def test_nothing_measured(tmp_path, norms, said):
     with pytest.raises(NothingMeasuredError, match=said):

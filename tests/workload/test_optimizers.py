@@ -105,7 +105,7 @@ def test_every_form_of_optimizer(write: Write, body: str, expected: tuple[str, s
                 "other = torch.optim.SGD(model.parameters(), lr=1)\n"
                 "scheduler = torch.optim.lr_scheduler.ConstantLR(other)\n"
             ),
-            r"model\.py:9: the scheduler is over another optimizer than `AdamW` of this file",
+            r"model\.py:9: the scheduler is over another optimizer than `AdamW` of this file; name its own one `optimizer`",
         ),
     ],
 )
