@@ -80,12 +80,12 @@ def _show(recorded: Recorded) -> None:
 def _verdict(run: Path) -> tuple[int, str]:
     """The place of its verdict among all, the worst first, and the word for it."""
     from gradscope.diagnosis.verdict import judge
-    from gradscope.report.answers import TITLES, titled
+    from gradscope.report.answers import TITLES, titled, tone
     from gradscope.runs.reader import load_run
 
     loaded = load_run(run)
     verdict = judge(loaded)
-    return [*TITLES].index(verdict.verdict), titled(loaded, verdict)[1]
+    return [*TITLES].index(tone(loaded, verdict)), titled(loaded, verdict)[1]
 
 
 def _report(run: Path) -> str:

@@ -16,6 +16,7 @@ UNKNOWN = 400
 LEAST, MOST = -3.0, 12.0
 LOSS_FAILS, NORM_FAILS, NORM_BLOWN = 10.0, 30.0, 1000.0
 FALLEN = 3.0
+"""A late loss this many times as deep below zero as the window's largest is high is as bad as one at its own level."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Reference:
 
     `loss`: the median |loss| of its last 20 steps, but at least a tenth of the first and at least their spread (p90 − p10);
     `first_loss`: the median |loss| of its first 5; `largest_loss`: its largest |loss| before an explosion, which ends where
-    numbers end; `norm`: its median norm. NaN where nothing was measured.
+    numbers end; `norm`: its median norm. NaN where nothing was measured. `depth`: how deep below zero a loss is as bad as
+    one at `loss`: three times `largest_loss`, and what the window's losses moved, had they gone on so at the rates to come.
     """
 
     loss: float
     first_loss: float
     largest_loss: float
     norm: float
+    depth: float
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,24 @@ def reference(run: Run) -> Reference:
     spread = float(np.subtract(*np.percentile(tail, [90, 10]))) if len(tail) else float("nan")
     loss = float(np.fmax.reduce([median(np.abs(tail)), first / 10, spread]))
     calm = run.loss[: max(EARLY_LOSSES, stable_prefix(run))]
-    largest = float(np.abs(calm[np.isfinite(calm)]).max(initial=0.0))
-    return Reference(loss, first, largest, median(unscaled_norms(run)[usable(run)]))
+    calm = calm[np.isfinite(calm)]
+    largest = float(np.abs(calm).max(initial=0.0))
+    moved = float(np.ptp(calm)) if len(calm) else 0.0
+    depth = max(FALLEN * largest, moved * _rates_to_come(run))
+    return Reference(loss, first, largest, median(unscaled_norms(run)[usable(run)]), depth)
+
+
+def _rates_to_come(run: Run) -> float:
+    """The sum of the learning rates of the plan ÷ that of the window; steps where the rates are not known."""
+    done, steps, plan = len(run.step), np.arange(horizon(run)), run.header.plan
+    rates = np.interp(steps, plan.lr_steps, [max(row) for row in plan.lr]) if plan.lr else np.ones(len(steps))
+    before = float(rates[:done].sum())
+    return float(rates.sum()) / before if before > 0 else len(steps) / max(1, done)
 
 
 def size(late: float, base: Reference) -> float:
-    """A late loss as a size to hold against `base.loss`.
-
-    Below zero a loss may fall and be well, as likelihoods do; three times as deep as the window's largest loss is high is as
-    bad as at `base.loss`.
-    """
-    if not (late < 0 and base.largest_loss > 0):
-        return abs(late)
-    return -late * base.loss / (FALLEN * base.largest_loss)
+    """A late loss as a size to hold against `base.loss`. Below zero a loss may fall and be well, as likelihoods do."""
+    return -late * base.loss / base.depth if late < 0 < base.depth else abs(late)
 
 
 def played(run: Run) -> list[Rehearsed]:

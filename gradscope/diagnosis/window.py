@@ -20,6 +20,7 @@ NOT_RECOVERED = 0.75
 RISING = 2
 SHORTLY, GREW, UNMOVED = 3, 10.0, 1.25
 JUMP = 30.0
+STEADY = 10.0
 GUARD = 0.01
 """A beginning a hundred times below the median of the window is no reference."""
 
@@ -46,9 +47,9 @@ def seen_in_window(run: Run) -> Explosion | None:
     """What the recorded steps alone prove.
 
     Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 ×, median of the last 10 norms
-    above 100 ×, or a norm above 1000 × the first with a last loss above 10 × the first. Steps that were skipped, by a
-    gradient scaler or by the script, count only by a loss that stays nonfinite; a loss that falls is no explosion, however
-    negative. Norms read after clipping are not judged.
+    above 100 × (unless the loss falls steadily below zero), or a norm above 1000 × the first with a last loss above 10 × the
+    first. Steps that were skipped, by a gradient scaler or by the script, count only by a loss that stays nonfinite; a loss
+    that falls is no explosion, however negative. Norms read after clipping are not judged.
     """
     return _nonfinite(run) or next(_grown(_Window(run)), None)
 
@@ -186,12 +187,21 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
             seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what, median(sizes[:EARLY_LOSSES])
         )
     ends = median(norms[-LATE:]), beginning(norms, EARLY_NORMS), NORM_FACTOR
-    if ends[0] > NORM_FACTOR * ends[1]:
+    if ends[0] > NORM_FACTOR * ends[1] and not _falls_steadily(losses):
         what = f"median gradient norm of the last {LATE}"
         yield _explosion(seen.run, seen.norm_rows, norms, ends, what, median(norms[:EARLY_NORMS]))
-    if seen.both and norms.max() > BLOWN * norms[0] and last > LOSS_FACTOR * losses[0] > 0:
+    if seen.both and norms.max() > BLOWN * norms[0] and level(losses[-LATE:]) > LOSS_FACTOR * losses[0] > 0:
         what = "the largest gradient norm, with a loss that stays up,"
         yield _explosion(seen.run, seen.norm_rows, norms, (float(norms.max()), float(norms[0]), BLOWN), what)
+
+
+def _falls_steadily(losses: Floats) -> bool:
+    """Whether losses end below zero, where the sharpening of a likelihood enlarges gradients, and fell at most 10 × as far
+    from their beginning as by their middle: what has no bottom falls ever faster.
+    """
+    middle, first, last = len(losses) // 2, median(losses[:EARLY_LOSSES]), level(losses[-LATE:])
+    halfway = first - median(losses[max(0, middle - LATE // 2) : middle + LATE // 2])
+    return last < 0 and first - last <= STEADY * halfway
 
 
 def _stays_blown(run: Run) -> Explosion | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import broken_off, reference, rehearsed
+from gradscope.diagnosis.rehearsals import LOSS_FAILS, broken_off, reference, rehearsed
 from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -24,8 +24,6 @@ LAST, LAST_SHARE = 20, 10
 EARLY = 5
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
-FELL = 30.0
-"""A loss this many times as deep below zero as the window's largest is high has no bottom."""
 TIE, NEEDED, WIDEST = 1.02, 1.05, 1.25
 """Losses this close are equal, and the largest threshold is preferred, so that rounding noise does not choose; before all of
 them what did not clip, unless clipping ends 5 % lower; or lower by more than trials of one threshold lie apart, up to 25 %,
@@ -147,7 +145,7 @@ def final_loss(run: Run, trial: Run) -> float:
 
 
 def _bottomless(run: Run) -> bool:
-    limit = -FELL * reference(run).largest_loss
+    limit = -LOSS_FAILS * reference(run).depth
     return any(bool((trial.loss < limit).any()) for trial in run.trials.values())
 
 

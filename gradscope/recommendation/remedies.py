@@ -1,9 +1,10 @@
 """Which remedies to try next: a pure function of the run on disk, asked again until it wants nothing more.
 
-Where it explodes, or will: lower learning rates, a longer warm-up, the culprit's initialisation scaled to its peers, and
-clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the best two that can be joined.
-A compressed rehearsal may leave out the step where the plan fails, or fail where the plan holds: then they are tried on the
-plan in full, until three hold, as far as the time allows it. A plan of a few hundred steps is tried in full at once.
+Where it explodes, or will, or loses what it learned: lower learning rates, a longer warm-up, the culprit's initialisation
+scaled to its peers, and clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the
+best two that can be joined. A compressed rehearsal may leave out the step where the plan fails, or fail where the plan
+holds: then they are tried on the plan in full, until three hold, as far as the time allows it. A plan of a few hundred
+steps is tried in full at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gradscope.diagnosis.layers import rank_layers
+from gradscope.diagnosis.learning import collapse, unlearned
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
@@ -23,7 +25,7 @@ from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
 LENGTH, LEAST = 100, 20
-WHOLE, ENOUGH = "-whole", 3
+CLIP, WHOLE, ENOUGH = "clip", "-whole", 3
 LOWER = (0.5, 0.25, 0.1)
 WARM_UP_SHARE = 0.3
 NEEDED = ("exploding", "will-explode")
@@ -31,7 +33,8 @@ NEEDED = ("exploding", "will-explode")
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    if judge(run).verdict not in NEEDED or allowed < LEAST or broken_data(run):
+    needed = judge(run).verdict in NEEDED or unlearned(run) is not None
+    if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
     if not tried:
@@ -54,7 +57,7 @@ def _in_full(run: Run, tried: dict[str, Run]) -> Trial | None:
     hopeful = [name for name in left if held(run, tried[name]) or name.startswith("lr-")]
 
     def place(name: str) -> tuple[bool, bool, bool, float]:
-        return name != "clip", "+" in name, not held(run, tried[name]), final_loss(run, tried[name])
+        return name != CLIP, "+" in name, not held(run, tried[name]), final_loss(run, tried[name])
 
     trial = tried[min(hopeful, key=place)].header.trial if hopeful else None
     if trial is None:
@@ -99,7 +102,7 @@ def _single(run: Run) -> list[Trial]:
     if winner and winner.max_norm is not None:
         unscale = UNSCALE if uses_scaler(run) else ""
         paste = f"{unscale}torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
-        wanted.append(remedy("clip", f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
+        wanted.append(remedy(CLIP, f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
 
 
@@ -184,5 +187,5 @@ def _kind(trial: Trial) -> str:
 
 
 def held(run: Run, trial: Run) -> bool:
-    """Whether a remedy's trial stayed finite and ended near where the window began, or below it."""
-    return final_loss(run, trial) <= DIVERGED * reference(run).first_loss
+    """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned."""
+    return final_loss(run, trial) <= DIVERGED * reference(run).first_loss and collapse(trial.loss) is None

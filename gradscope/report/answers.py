@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.diagnosis.learning import unlearned
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
+from gradscope.report.paste import clip_fails
 from gradscope.report.ranks import apart
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, share, times, visible
@@ -24,11 +26,14 @@ TITLES = {
     "stable": ("●", "+", "stable"),
     "unknown": ("?", "?", "not known"),
 }
+CALM = ("stable", "thin-headroom", "unknown")
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
 FIRST = "GS101"
 """The rule that tells what was nonfinite first."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
+COLLAPSE = "GS208"
+"""The rule that tells what was learned and lost again."""
 SATURATED = "GS401"
 """The rule that tells that nearly every step is clipped."""
 ACCUSING = (FIRST, "GS302")
@@ -52,8 +57,15 @@ def title(report: Report) -> tuple[str, str]:
 
 def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
     """The sign and the word of this verdict on a run."""
-    symbol, _, word = TITLES[verdict.verdict]
+    symbol, _, word = TITLES[tone(run, verdict)]
+    if verdict.verdict in CALM and unlearned(run):
+        return symbol, "no explosion, but a collapse"
     return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
+
+
+def tone(run: Run, verdict: Verdict) -> str:
+    """The verdict whose sign and color it wears: a training that loses what it learned is as lost as one that explodes."""
+    return "will-explode" if verdict.verdict in CALM and unlearned(run) else verdict.verdict
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
@@ -81,11 +93,15 @@ def explosion(report: Report) -> Answer:
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
+    lost = _found(report, COLLAPSE)
     unclipped = f"rehearsed without clipping, which is at {number(today)} today" if bare else ""
-    return Answer("Will it explode?", head, _sentences((failed, *verdict.reasons, unclipped, remedy)))
+    told = (failed, lost.message if lost else "", *verdict.reasons, unclipped, remedy)
+    return Answer("Will it explode?", head, _sentences(told))
 
 
 def _calm(report: Report) -> str:
+    if unlearned(report.run):
+        return "It does not explode, but loses what it learned"
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
     spared = report.diagnosis.verdict.clipped_at is not None
@@ -180,6 +196,8 @@ def threshold(report: Report) -> Answer:
         doubt = (
             f"raise it by degrees: nearly every step was clipped at {number(today or 0.0)}, and no larger one was tried"
         )
+    if clip_fails(report):
+        doubt = "clipping alone does not put this training right: tried as a remedy, it did not hold"
     use = f"in use today: {number(today)}" if today else ""
     return Answer(question, head, (*_sentences((doubt,)), *_evidence(recommendation), *_sentences((use,))))
 

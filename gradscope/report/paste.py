@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
+from gradscope.recommendation.remedies import CLIP, WHOLE
 from gradscope.recommendation.snippets import FORMS, snippet, uses_scaler
-from gradscope.report.model import Report
+from gradscope.report.model import Remedy, Report
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,26 @@ class Paste:
     code: str
 
 
+def cure(report: Report) -> Remedy | None:
+    """The remedy that held best, where it changes more than the threshold."""
+    return next((one for one in report.remedies if one.best and not _clips(one)), None)
+
+
+def clip_fails(report: Report) -> bool:
+    """Whether clipping alone was tried as a remedy and did not hold."""
+    return any(_clips(one) and not one.held for one in report.remedies)
+
+
+def _clips(remedy: Remedy) -> bool:
+    return remedy.trial in (CLIP, CLIP + WHOLE)
+
+
 def pastes(report: Report) -> list[Paste]:
-    """The lines for every framework, the one that trained or recorded the run first; nothing without a recommendation."""
+    """The lines that clip, for every framework, the one that trained or recorded the run first; nothing without a
+    recommendation, or where something else held and clipping did not, or does not help.
+    """
     recommendation = report.recommendation
-    if recommendation is None:
+    if recommendation is None or (cure(report) and (clip_fails(report) or recommendation.max_norm is None)):
         return []
     own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)

@@ -53,7 +53,7 @@ def test_the_first_screen_answers(made, visit):
 def test_the_first_screen_of_a_phone_answers(made, visit):
     page = visit(made("verified")[1], width=375)
     boxes = [page.locator(".answer .head").nth(i).bounding_box() for i in range(4)]
-    boxes.append(page.locator("pre[data-framework]").first.bounding_box())
+    boxes.append(page.locator(".paste pre").first.bounding_box())
     assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)
     assert boxes[-1]["y"] + boxes[-1]["height"] < 667
 

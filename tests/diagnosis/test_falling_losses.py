@@ -104,3 +104,22 @@ def test_a_loss_that_falls_from_near_zero_far_below_it_is_no_explosion(tmp_path)
     assert (
         judge(make_run(tmp_path, [1.0] * 50, loss=window, trials=deep, plan=Plan(total_steps=500))).verdict != "stable"
     )
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "end", "verdict"), [(300, -4.0, "stable"), (300, -500.0, "exploding"), (1, -4.0, "will-explode")]
+)
+def test_a_likelihood_that_begins_near_zero_falls_as_far_as_its_rates_take_it(tmp_path, warm_up, end, verdict):
+    window = np.linspace(0.019, 0.012, 50)
+    coming = np.r_[np.linspace(0.012, end, 475), np.full(475, end)]
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=NEXT), coming, np.full(950, 900.0))}
+    plan = Plan(total_steps=1000, lr_steps=(0, warm_up, 999), lr=((1e-3 / warm_up,), (1e-3,), (1e-3,)))
+    run = make_run(tmp_path, [1.0] * 50, loss=window, trials=trials, plan=plan)
+    assert judge(run).verdict == verdict
+
+
+@pytest.mark.parametrize(("scale", "speed"), [(1e-6, 2), (1.0, 2), (1e8, 2), (1.0, 8)])
+def test_norms_that_grow_as_a_likelihood_sharpens_are_no_explosion_but_a_fall_ever_faster_is(tmp_path, scale, speed):
+    falls = 0.001 - 3.0 * (np.arange(1, 51) / 50) ** speed
+    run = make_run(tmp_path, scale * np.r_[np.ones(35), np.full(15, 500.0)], loss=scale * falls)
+    assert judge(run).verdict == ("unknown" if speed == 2 else "exploding")

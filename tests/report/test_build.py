@@ -9,10 +9,12 @@ from gradscope.recommendation.model import Threshold
 from gradscope.report.answers import answers, interval, without_subject
 from gradscope.report.build import build_report
 from gradscope.report.facts import environment, measured
-from gradscope.report.paste import paste_line, pastes
+from gradscope.report.paste import cure, paste_line, pastes
 from gradscope.report.remedies import remedies
 from gradscope.report.renderers import renderer
+from gradscope.report.renderers.console import render
 from gradscope.report.rows import layer_rows, trial_rows
+from gradscope.report.terminal import Terminal
 from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
 from tests.report.builders import REPORTS, make_report
@@ -378,3 +380,29 @@ def test_a_verdict_says_whether_it_is_of_the_plan_as_it_clips(tmp_path):
     lost = said("lost", failed)
     assert lost.answer == "Yes, later: it explodes if trained as planned"
     assert not any("Rehearsed without clipping" in detail for detail in lost.details)
+
+
+def test_what_held_best_is_pasted_before_a_clip_and_alone_where_clipping_failed(tmp_path):
+    indexes = tuple(range(0, 1000, 10))
+
+    def tried(name, end):
+        about = Trial("remedy", name, start="initial", indexes=indexes, note=f"{name} changed\n{name} pasted")
+        return about, [1.0] * 80 + [end] * 20, [1.0] * 100
+
+    for clip, lines in ((0.5, 2), (99.0, 1)):
+        trials = {"lr-0.5": tried("lr-0.5", 0.1), "clip": tried("clip", clip)}
+        report = build_report(make_run(tmp_path / str(clip), [1.0] * 50, loss=[1.0] * 50, trials=trials))
+        assert cure(report).snippet == "lr-0.5 pasted"
+        assert (paste_line(report) is not None) == (lines == 2)
+        shown = render(report, Terminal(160))
+        assert "Paste what held best: lr-0.5 changed\n  lr-0.5 pasted" in shown
+        assert ("Or clip" in shown) == (lines == 2)
+        assert ("Clipping alone does not put this training right" in shown) == (lines == 1)
+
+
+def test_a_clip_that_held_best_is_pasted_once(tmp_path):
+    about = Trial("remedy", "clip", start="initial", indexes=tuple(range(100)), note="clip at 1\ntorch")
+    trials = {"clip": (about, [0.1] * 100, [1.0] * 100)}
+    report = build_report(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials=trials))
+    assert cure(report) is None
+    assert len(pastes(report)) > 1

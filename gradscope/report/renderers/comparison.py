@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
-from gradscope.report.answers import title
+from gradscope.report.answers import title, tone
 from gradscope.report.compare import Change, Comparison
 from gradscope.report.renderers.console import heading, plain_table, to_text
 from gradscope.report.terminal import Terminal
@@ -83,7 +83,7 @@ def render_html(comparison: Comparison) -> str:
 
 
 def _side(letter: str, report: Any) -> dict[str, str]:
-    verdict = report.diagnosis.verdict.verdict
+    verdict = tone(report.run, report.diagnosis.verdict)
     symbol, word = title(report)
     run = {"id": visible(report.run.id), "name": visible(report.run.header.name)}
     return {"letter": letter, "verdict": verdict, "symbol": symbol, "word": word, **run}

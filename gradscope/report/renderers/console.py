@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.diagnosis.model import Finding
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, without_subject
-from gradscope.report.model import Remedy, Report
-from gradscope.report.paste import paste_line
+from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, tone, without_subject
+from gradscope.report.model import Report
+from gradscope.report.paste import cure, paste_line
 from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
 from gradscope.report.terminal import PIPE, Terminal
@@ -104,11 +104,11 @@ def _parts(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
 
 
 def _title(report: Report) -> Text:
-    verdict, header = report.diagnosis.verdict.verdict, report.run.header
+    header, style = report.run.header, STYLES[tone(report.run, report.diagnosis.verdict)]
     symbol, word = title(report)
     planned = f" of {header.plan.total_steps:,} planned" if header.plan.total_steps else ""
     told = f"  {visible(header.name)}: {plural(len(report.run.step), 'step')} recorded{planned}"
-    return Text.assemble((f"{symbol} {word.upper()}", STYLES[verdict]), told, overflow="fold")
+    return Text.assemble((f"{symbol} {word.upper()}", style), told, overflow="fold")
 
 
 def _answers(report: Report) -> Table:
@@ -125,12 +125,15 @@ def _answer(answer: Answer) -> Group:
 
 
 def _paste(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
-    """The line to paste; where it does not fit, its remark goes above it, so that both lines can be pasted."""
-    line = paste_line(report)
+    """What held best, and the line that clips; where that does not fit, its remark goes above it, so it can be pasted."""
+    remedy, line = cure(report), paste_line(report)
+    if remedy:
+        yield Text(f"Paste what held best: {visible(remedy.name)}")
+        yield from (Text(f"  {visible(line)}", style="bold", overflow="fold") for line in remedy.snippet.splitlines())
     if line:
         code, mark, remark = line.partition("  # ")
         fits = terminal.width is None or len(line) + 2 <= terminal.width
-        yield Text("Paste")
+        yield Text("Or clip" if remedy else "Paste")
         for part in (line,) if fits or not mark else (f"# {remark}", code):
             yield Text(f"  {part}", style="bold", overflow="fold", no_wrap=False)
 
@@ -254,13 +257,6 @@ def _remedies(report: Report) -> Iterator[RenderableType]:
             table.add_row(*(Text(value) for value in values), style="bold" if remedy.best else "")
         yield heading("Remedies tried")
         yield _indent(table)
-        yield from (
-            Text(f"    {line}", overflow="fold") for remedy in report.remedies if remedy.best for line in _lines(remedy)
-        )
-
-
-def _lines(remedy: Remedy) -> list[str]:
-    return [visible(line) for line in remedy.snippet.splitlines()]
 
 
 def _ranks(report: Report) -> Iterator[RenderableType]:

@@ -14,12 +14,12 @@ from gradscope.diagnosis.model import Finding
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Threshold
 from gradscope.report import charts
-from gradscope.report.answers import LEVELS, SEVERITIES, answers, interval, name_of, title, without_subject
+from gradscope.report.answers import LEVELS, SEVERITIES, answers, interval, name_of, title, tone, without_subject
 from gradscope.report.facts import environment, measured
 from gradscope.report.heatmap import make_heatmap
 from gradscope.report.model import Report
 from gradscope.report.page import render_page, script_json
-from gradscope.report.paste import pastes
+from gradscope.report.paste import cure, pastes
 from gradscope.report.plotting import COLORS
 from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
@@ -41,11 +41,12 @@ def render(report: Report) -> str:
     symbol, word = title(report)
     return render_page(
         "report.html.j2",
-        verdict={"verdict": report.diagnosis.verdict.verdict, "symbol": symbol, "word": word},
+        verdict={"verdict": tone(run, report.diagnosis.verdict), "symbol": symbol, "word": word},
         header=run.header,
         run_id=run.id,
         steps=len(run.step),
         answers=answers(report),
+        cure=cure(report),
         pastes=pastes(report),
         measured=measured(report),
         pieces=run.header.pieces,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from gradscope.report.answers import SEVERITIES, answers, title, without_subject
 from gradscope.report.model import Report
-from gradscope.report.paste import paste_line
+from gradscope.report.paste import cure, paste_line
 from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.text import number, plural, share, steps_range, times, visible
@@ -42,8 +42,9 @@ def _answers(report: Report) -> list[str]:
 
 
 def _paste(report: Report) -> list[str]:
-    line = paste_line(report)
-    return [f"```python\n{line}\n```"] if line else []
+    remedy, line = cure(report), paste_line(report)
+    found = [f"What held best: {escape(remedy.name)}", f"```python\n{remedy.snippet}\n```"] if remedy else []
+    return [*found, *(["Or clip:"] if found and line else []), *([f"```python\n{line}\n```"] if line else [])]
 
 
 def _caveats(report: Report) -> list[str]:

@@ -1,0 +1,113 @@
+"""What a training learns over its recorded steps and the rehearsal of the plan that follows them: how far its loss falls,
+whether it does better than chance, and whether it loses again what it had learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.diagnosis.series import deviation
+from gradscope.diagnosis.window import NOT_RECOVERED, of_the_plan
+from gradscope.runs.run import Floats, Run
+
+SHARE, NONE = 0.03, 0.005
+"""What it must learn: a share of the loss. Below `NONE` own targets do no better than others'."""
+PARTS, LAST = 20, 2
+COLLAPSED = 0.5
+MEDIAN_ERROR = 1.2533
+"""Standard error of a median, in those of a mean."""
+
+
+@dataclass(frozen=True)
+class Lower:
+    """By which share of `before` the loss `after` is lower, and the standard error of that."""
+
+    before: float
+    after: float
+    share: float
+    error: float
+
+    def less_than(self, limit: float) -> bool:
+        """Whether that is certain, by two standard errors."""
+        return self.share + 2 * self.error < limit
+
+    def at_least(self, limit: float) -> bool:
+        """Whether that is certain, by two standard errors."""
+        return self.share - 2 * self.error >= limit
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """A loss that fell from `first` to `best`, lowest about the row `row`, and ends at `end`."""
+
+    first: float
+    best: float
+    row: int
+    end: float
+
+
+def losses_of(run: Run) -> Floats:
+    """The finite losses of the recorded steps, then those of the rehearsal that goes on from them."""
+    trial, window = rehearsal(run), run.loss[np.isfinite(run.loss)]
+    return window if trial is None else np.concatenate([window, trial.loss])
+
+
+def rehearsal(run: Run) -> Run | None:
+    """The first finite rehearsal at the planned rate."""
+    planned = (trial for trial in run.trials.values() if of_the_plan(trial))
+    return next((trial for trial in planned if np.isfinite(trial.loss).all()), None)
+
+
+def fall(losses: Floats, count: int) -> Lower:
+    """Cut into `count` equal parts, the best one's median against the first's."""
+    parts = np.array_split(losses, count)
+    medians = np.array([np.median(part) for part in parts])
+    noise = deviation(np.concatenate([p - m for p, m in zip(parts, medians, strict=True)]))
+    first, best = float(medians[0]), float(medians.min())
+    scale = abs(first) or 1.0
+    return Lower(first, best, (first - best) / scale, MEDIAN_ERROR * noise / float(np.sqrt(len(parts[0]))) / scale)
+
+
+def lead(trial: Run) -> Lower | None:
+    """Own targets against others' at the end of a rehearsal, where both were measured and are above zero."""
+    own, others = trial.probes.matrix("target_loss", ["own", "others"])[1].T
+    if not len(own) or not (np.minimum(own, others) > 0).all():
+        return None
+    shares = (others - own) / others
+    middle = float(np.median(shares))
+    error = MEDIAN_ERROR * deviation(shares - middle) / float(np.sqrt(len(shares)))
+    before = float(np.median(others))
+    return Lower(before, before * (1 - middle), middle, error)
+
+
+def at_chance(run: Run) -> Lower | None:
+    """The lead of own targets at the end of the rehearsal, where they do no better and the loss falls no more."""
+    trial, losses = rehearsal(run), losses_of(run)
+    found = lead(trial) if trial is not None else None
+    if found is None or fall(losses[len(losses) // 2 :], 2).at_least(SHARE):
+        return None
+    return found if found.less_than(SHARE) and found.share < max(2 * found.error, NONE) else None
+
+
+def unlearned(run: Run) -> Collapse | None:
+    """The collapse of a training of one optimizer; a game of several ends where its players are even."""
+    optimizer = run.header.optimizer
+    if optimizer is not None and len({group.optimizer for group in optimizer.groups}) > 1:
+        return None
+    return collapse(losses_of(run), NOT_RECOVERED if at_chance(run) is None else 0.0)
+
+
+def collapse(losses: Floats, recovered: float = NOT_RECOVERED) -> Collapse | None:
+    """Whether losses, in 20 equal parts and all above zero, fall below half of the first part and of the last two, and these
+    are above `recovered` × the first.
+    """
+    if len(losses) < PARTS or not np.isfinite(losses).all():
+        return None
+    parts = np.array_split(np.arange(len(losses)), PARTS)
+    medians = np.array([np.median(losses[part]) for part in parts])
+    first, end, best = float(medians[0]), float(medians[-LAST:].min()), int(medians.argmin())
+    if not medians[best] > 0 or not medians[best] < COLLAPSED * min(first, end) or not end > recovered * first:
+        return None
+    return Collapse(first, float(medians[best]), int(parts[best][len(parts[best]) // 2]), end)

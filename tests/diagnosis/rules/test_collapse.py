@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from gradscope.diagnosis.model import CannotRunError
+from gradscope.diagnosis.rules.collapse import check
+from gradscope.recommendation.remedies import next_remedies
+from gradscope.report.answers import explosion, title
+from gradscope.report.build import build_report
+from gradscope.runs.schema import Group, Optimizer, Plan, Trial
+from tests.builders import make_run
+
+NOISE = np.random.default_rng(1).normal(0, 0.01, 350)
+WINDOW = np.linspace(2.3, 1.7, 50)
+
+
+def losses(end, lowest=0.2):
+    return np.concatenate([np.geomspace(1.7, lowest, 200), np.geomspace(lowest, end, 50), np.full(100, end)]) + NOISE
+
+
+def run_with(tmp_path, rehearsed, scale=1.0, own=None, **changes):
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    pairs = [(i, "target_loss", ["own", "others"], [own, 2.3]) for i in range(10)] if own else []
+    trials = {"x1": (trial, scale * rehearsed, scale * np.ones(350))}
+    plan = Plan(total_steps=400)
+    return make_run(
+        tmp_path, scale * np.ones(50), loss=scale * WINDOW, trials=trials, trial_probes=pairs, plan=plan, **changes
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_fires_on_a_loss_that_comes_back_up(tmp_path, scale):
+    (finding,) = check(run_with(tmp_path, losses(2.3), scale))
+    assert (finding.code, finding.severity) == ("GS208", "warning")
+    assert finding.value == pytest.approx(2.3 / 2.2, rel=0.05)
+    assert "after 50 recorded steps and 350 rehearsed ones" in finding.message
+
+
+@pytest.mark.parametrize(("end", "lowest", "fires"), [(1.8, 0.2, 1), (1.5, 0.2, 0), (2.3, 1.0, 1), (2.3, 1.3, 0)])
+def test_limits(tmp_path, end, lowest, fires):
+    assert len(list(check(run_with(tmp_path, losses(end, lowest))))) == fires
+
+
+@pytest.mark.parametrize(("own", "fires"), [(2.3, 1), (1.5, 0), (None, 0)])
+def test_below_where_it_began_only_what_is_at_chance_is_lost(tmp_path, own, fires):
+    assert len(list(check(run_with(tmp_path, losses(1.2), own=own)))) == fires
+
+
+def test_a_game_of_two_optimizers_may_end_where_it_began(tmp_path):
+    two = Optimizer("Adam + Adam", (Group(0.1, (0, 1)), Group(0.1, (2,), optimizer=1)))
+    assert not list(check(run_with(tmp_path, losses(2.3), optimizer=two)))
+
+
+def test_a_loss_below_zero_is_not_judged(tmp_path):
+    assert not list(check(run_with(tmp_path, losses(2.3) - 1.0)))
+
+
+def test_an_explosion_is_told_by_others(tmp_path):
+    loss = np.r_[WINDOW, losses(2.3)]
+    assert not list(check(make_run(tmp_path, np.r_[np.ones(399), np.inf], loss=loss)))
+
+
+def test_too_few_steps(tmp_path):
+    with pytest.raises(CannotRunError, match="50 loss values, rehearsals included; 100 are needed"):
+        list(check(make_run(tmp_path, np.ones(50), loss=WINDOW)))
+
+
+def test_a_recorded_training_collapses_without_a_rehearsal(tmp_path):
+    run = make_run(tmp_path, np.ones(400), loss=np.r_[WINDOW, losses(2.3)])
+    (finding,) = check(run)
+    assert "ends at 2.3, after 400 recorded steps." in finding.message
+
+
+def test_the_headline_says_so_and_remedies_are_tried(tmp_path):
+    run = run_with(tmp_path, losses(2.3))
+    report = build_report(run)
+    assert title(report) == ("▲", "no explosion, but a collapse")
+    assert explosion(report).answer == "It does not explode, but loses what it learned"
+    assert report.diagnosis.verdict.verdict == "stable"
+    assert [one.name for one in next_remedies(run)] == ["lr-0.5", "lr-0.25", "lr-0.1", "warm-up"]
+
+
+def test_a_remedy_that_collapses_too_does_not_hold(tmp_path):
+    run = run_with(tmp_path, losses(2.3))
+    steps = tuple(range(400))
+    tried = {
+        name: (
+            Trial("remedy", name, start="initial", indexes=steps, note=f"{name}\n{name}"),
+            np.r_[WINDOW, end],
+            np.ones(400),
+        )
+        for name, end in (("lr-0.5", losses(2.3)), ("lr-0.1", losses(0.2)))
+    }
+    x1 = (run.trials["x1"].header.trial, losses(2.3), np.ones(350))
+    again = make_run(tmp_path / "b", np.ones(50), loss=WINDOW, trials={"x1": x1, **tried}, plan=Plan(total_steps=400))
+    assert [(one.name, one.held, one.best) for one in build_report(again).remedies] == [
+        ("lr-0.1", True, True),
+        ("lr-0.5", False, False),
+    ]
