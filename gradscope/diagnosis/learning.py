@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import deviation
-from gradscope.diagnosis.window import NOT_RECOVERED, of_the_plan
+from gradscope.diagnosis.window import NOT_RECOVERED, at_planned_rate, is_nonfinite, of_the_plan
 from gradscope.runs.run import Floats, Run
 
 SHARE, NONE = 0.03, 0.005
@@ -55,9 +55,11 @@ def losses_of(run: Run) -> Floats:
 
 
 def rehearsal(run: Run) -> Run | None:
-    """The first finite rehearsal at the planned rate."""
-    planned = (trial for trial in run.trials.values() if of_the_plan(trial))
-    return next((trial for trial in planned if np.isfinite(trial.loss).all()), None)
+    """The first rehearsal at the planned rate that stays finite, clipped as the plan is before one that is not."""
+    clips = run.header.plan.max_norm is not None
+    planned = [one for one in run.trials.values() if (at_planned_rate if clips else of_the_plan)(one)]
+    held = [one for one in planned if np.isfinite(one.loss).all() and not is_nonfinite(one)]
+    return min(held, key=of_the_plan, default=None)
 
 
 def fall(losses: Floats, count: int) -> Lower:

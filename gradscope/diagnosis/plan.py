@@ -5,7 +5,7 @@ allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N us
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
 time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
 by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips;
-last, what failed is gone through again as the plan clips today, if it does.
+last, what failed or unlearned is gone through again as the plan clips today, if it does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.as_today import clipped_again
+from gradscope.diagnosis.learning import rehearsal, unlearned
 from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
 from gradscope.diagnosis.series import Indexes, deviation, median
-from gradscope.diagnosis.window import seen_in_window
+from gradscope.diagnosis.window import of_the_plan, seen_in_window
 from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
@@ -79,9 +80,15 @@ def _again(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]
 
 
 def _as_clipped_today(run: Run, allowed: float) -> tuple[Trial, ...]:
-    """What failed once more, clipped as the plan is; nothing where not all of that fits, for then it decides nothing."""
-    failed = [run.trials[one.name].header.trial for one in rehearsed(run) if one.failed]
-    again = [clipped for made in failed if made and (clipped := clipped_again(run, made))]
+    """What failed, or lost what it had learned, once more, clipped as the plan is; nothing where not all of that fits, for
+    then it decides nothing.
+    """
+    failed = {one.name for one in rehearsed(run) if one.failed}
+    lost = rehearsal(run) if unlearned(run) else None
+    if lost is not None and of_the_plan(lost) and lost.header.trial:
+        failed.add(lost.header.trial.name)
+    made = [run.trials[name].header.trial for name in sorted(failed)]
+    again = [clipped for one in made if one and (clipped := clipped_again(run, one))]
     wanted = tuple(one for one in again if one.name not in run.trials)
     return wanted if sum(len(one.indexes) for one in wanted) <= allowed else ()
 

@@ -306,8 +306,13 @@ def _known(run: Run) -> tuple[Indexes, Floats, Floats]:
 
 def of_the_plan(trial: Run) -> bool:
     """Whether a trial rehearses the plan at its own learning rate, unclipped."""
+    return at_planned_rate(trial) and trial.header.trial is not None and trial.header.trial.max_norm is None
+
+
+def at_planned_rate(trial: Run) -> bool:
+    """Whether a trial rehearses the plan at its own learning rate."""
     made = trial.header.trial
-    return made is not None and made.kind == "rehearsal" and made.lr_factor == 1.0 and made.max_norm is None
+    return made is not None and made.kind == "rehearsal" and made.lr_factor == 1.0
 
 
 def _end(trial: Run) -> float:

@@ -28,13 +28,13 @@ def first_finals(grid: Grid, top: float) -> Asked:
     if not math.isfinite(least):
         return {}
     best = max(limit for limit, loss in grid.items() if loss <= above(least, TIE))
-    second = min((limit for limit in grid if limit not in (best, math.inf)), key=lambda limit: (grid[limit], -limit))
+    others = [limit for limit in grid if limit not in (best, math.inf) and grid[limit] <= above(least, NEAR)]
     sides = [top] if math.isinf(best) else [best * SIDE, best / SIDE]
     asked = {"final-best": best} | {f"final-side-{i}": side for i, side in enumerate(sides, 1)}
     if math.isfinite(grid[math.inf]) and best != math.inf:
         asked["final-none"] = math.inf
-    if grid[second] <= above(least, NEAR):
-        asked["final-runner-up"] = second
+    if others:
+        asked["final-runner-up"] = min(others, key=lambda limit: (grid[limit], -limit))
     return asked
 
 

@@ -26,6 +26,7 @@ from gradscope.recommendation.candidates import (
     plan_fails,
     same_threshold,
     stretch,
+    surely,
 )
 from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
 from gradscope.recommendation.model import Candidate
@@ -74,30 +75,29 @@ def next_candidates(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
 
 
 def _in_full(run: Run, steps: int) -> tuple[Trial, ...]:
-    """The threshold in use, then the best that was not tried on the whole plan yet, as long as none held there."""
+    """The threshold in use and the best of the shorter trials, then the next best as long as none held on the whole plan."""
     tried, length = candidates(run), horizon(run)
     whole = [one for one in tried if one.steps == length]
-    enough = len(whole) >= MOST_WHOLE or not all(one.diverged for one in whole)
-    if enough or not plan_fails(run) or length > min(steps, AFFORDED):
+    wanted = list(_for_the_whole_plan(run, [one for one in tried if one.steps < length]))
+    needed = wanted if all(one.diverged for one in whole) else wanted[:2] if run.header.plan.max_norm else []
+    left = [one for one in needed if not any(same_threshold(other, one[0]) for other in whole)]
+    if not left or len(whole) >= MOST_WHOLE or not plan_fails(run) or length > min(steps, AFFORDED):
         return ()
-    limit, origin = next(_for_the_whole_plan(run, tried, whole), (None, ""))
-    if limit is None:
-        return ()
+    limit, origin = left[0]
     return (_trial(run, f"whole-{len(whole) + 1}", limit, length, f"{origin}, on the whole plan"),)
 
 
-def _for_the_whole_plan(
-    run: Run, tried: tuple[Candidate, ...], whole: list[Candidate]
-) -> Iterator[tuple[float | None, str]]:
-    shorter = [one for one in tried if one.steps < horizon(run) and one.clipped_fraction and not one.diverged]
-    shorter.sort(key=lambda one: (not one.chosen, -one.steps, math.inf if one.loss is None else one.loss))
-    wanted = [
-        (run.header.plan.max_norm, "the threshold in use today"),
-        *((one.max_norm, one.origin) for one in shorter),
-    ]
-    for limit, origin in wanted:
-        if limit and not any(same_threshold(one, limit) for one in whole):
-            yield limit, origin
+def _for_the_whole_plan(run: Run, shorter: list[Candidate]) -> Iterator[tuple[float, str]]:
+    """The threshold in use, then those that held and clipped in shorter trials, of the longest the best first."""
+    if run.header.plan.max_norm:
+        yield run.header.plan.max_norm, "the threshold in use today"
+
+    def place(one: Candidate) -> tuple[int, float]:
+        return -one.steps, surely(one, [other for other in shorter if other.steps == one.steps])
+
+    for one in sorted(shorter, key=place):
+        if one.max_norm and one.clipped_fraction and not one.diverged:
+            yield one.max_norm, one.origin
 
 
 def percentile_candidates(run: Run, percentiles: tuple[float, ...], allowed: float = float("inf")) -> tuple[Trial, ...]:
@@ -177,13 +177,10 @@ def _candidate_trials(run: Run) -> dict[str, Trial]:
 
 
 def _grid(run: Run, middle: float) -> Grid:
-    """The first stage's outcomes; a threshold that was not tried, because it is the same as none, has none's."""
+    """The first stage's outcomes. A threshold that was not tried, because it is the same as none, is left out."""
     done = finished(run)
-    unclipped = final_loss(run, run.trials[NONE])
-    grid: Grid = {math.inf: unclipped}
-    for limit, one in _first_stage(run, middle).items():
-        grid[limit] = final_loss(run, done[one.name]) if one.name in done else unclipped
-    return grid
+    tried = {limit: done[one.name] for limit, one in _first_stage(run, middle).items() if one.name in done}
+    return {math.inf: final_loss(run, run.trials[NONE])} | {limit: final_loss(run, one) for limit, one in tried.items()}
 
 
 def _same_as_unclipped(run: Run, trial: Trial, name: str) -> bool:

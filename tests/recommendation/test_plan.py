@@ -315,3 +315,41 @@ def test_the_threshold_in_use_is_tried_on_the_whole_plan_first(tmp_path):
     assert verdict.reasons[1].startswith("unclipped: rehearsal at 1 × the planned learning rate")
     lost = run_with(**{"whole-1": (whole, np.full(1600, 0.5), np.r_[np.ones(1599), np.inf])})
     assert judge(lost).verdict == "will-explode"
+
+
+@pytest.mark.parametrize(("in_use", "whole"), [(5.0, [5.0, 0.1]), (0.1, [0.1]), (None, [0.1])])
+def test_where_the_threshold_in_use_holds_the_best_shorter_one_is_tried_on_the_whole_plan_too(tmp_path, in_use, whole):
+    def respond(trial):
+        limit = np.inf if trial.max_norm is None else trial.max_norm / stretch(trial)
+        loss = np.nan if limit > 1e3 else 0.1 + 0.1 * abs(np.log10(limit) + 1)
+        return np.full(len(trial.indexes), loss), np.full(len(trial.indexes), 1.0 if trial.kind == "window" else 9.0)
+
+    plan = Plan(total_steps=1600, max_norm=in_use)
+    rest = Trial("rehearsal", "x1", indexes=tuple(range(50, 1600)))
+    trials, seen = {"x1": (rest, np.array([1.0] * 600 + [np.nan]), np.array([1.0] * 600 + [np.nan]))}, []
+    for _ in range(30):
+        run = make_run(tmp_path, [1.0] * 50, trials=trials, plan=plan)
+        new = [trial for trial in next_candidates(run) if trial.name not in run.trials]
+        if not new:
+            break
+        seen += [trial.max_norm for trial in new if len(trial.indexes) == 1600]
+        trials |= {trial.name: (trial, *respond(trial)) for trial in new}
+    assert seen == pytest.approx(whole)
+    assert recommend(run).max_norm == pytest.approx(0.1)
+
+
+def test_the_runner_up_is_one_that_clipped(tmp_path):
+    def respond(trial):
+        limit = np.inf if trial.max_norm is None else trial.max_norm
+        norms = np.full(len(trial.indexes), 1.0 if trial.kind == "window" else 3.0)
+        return np.full(len(trial.indexes), 1.0 if limit > 3.0 else 1.1), norms
+
+    trials = {}
+    for _ in range(30):
+        run = make_run(tmp_path, [1.0] * 50, trials=trials, plan=PLAN)
+        new = [trial for trial in next_candidates(run) if trial.name not in run.trials]
+        if not new:
+            break
+        trials |= {trial.name: (trial, *respond(trial)) for trial in new}
+    runner_up = trials["final-runner-up"][0]
+    assert runner_up.max_norm < 3.0

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.learning import losses_of, unlearned
+from gradscope.diagnosis.learning import losses_of, rehearsal, unlearned
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import NOT_RECOVERED
+from gradscope.diagnosis.window import NOT_RECOVERED, of_the_plan
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS208", "collapse"
@@ -44,8 +44,9 @@ def check(run: Run) -> Iterator[Finding]:
     found = unlearned(run)
     if found is None or judge(run).verdict in EXPLODES:
         return
-    recorded = int(np.isfinite(run.loss).sum())
-    after = f" and {count(len(losses) - recorded, 'rehearsed one')}" if len(losses) > recorded else ""
+    recorded, trial = int(np.isfinite(run.loss).sum()), rehearsal(run)
+    bare = ", without clipping" if trial and run.header.plan.max_norm and of_the_plan(trial) else ""
+    after = f" and {count(len(losses) - recorded, 'rehearsed one')}{bare}" if trial else ""
     yield finding(
         CODE,
         NAME,

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from gradscope.diagnosis.model import CannotRunError
+from gradscope.diagnosis.plan import next_rehearsals
 from gradscope.diagnosis.rules.collapse import check
 from gradscope.recommendation.remedies import next_remedies
 from gradscope.report.answers import explosion, title
 from gradscope.report.build import build_report
-from gradscope.runs.schema import Group, Optimizer, Plan, Trial
+from gradscope.runs.schema import Ending, Group, Optimizer, Plan, Trial
 from tests.builders import make_run
 
 NOISE = np.random.default_rng(1).normal(0, 0.01, 350)
@@ -96,3 +97,25 @@ def test_a_remedy_that_collapses_too_does_not_hold(tmp_path):
         ("lr-0.1", True, True),
         ("lr-0.5", False, False),
     ]
+
+
+def test_a_plan_that_clips_is_gone_through_again_as_it_clips_and_that_decides(tmp_path):
+    plan = Plan(total_steps=400, max_norm=1.0)
+    bare = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    trials = {"x1": (bare, losses(2.3), np.ones(350))}
+    run = make_run(tmp_path, np.ones(50), loss=WINDOW, trials=trials, plan=plan)
+    assert "350 rehearsed ones, without clipping." in next(check(run)).message
+    (again,) = next_rehearsals(run)
+    assert (again.name, again.max_norm) == ("x1-clipped", 1.0)
+    for end, fires in ((0.2, 0), (2.3, 1)):
+        both = trials | {"x1-clipped": (again, losses(end), np.ones(350))}
+        run = make_run(tmp_path / str(end), np.ones(50), loss=WINDOW, trials=both, plan=plan)
+        assert len(list(check(run))) == fires
+        assert not next_rehearsals(run)
+
+
+def test_a_rehearsal_that_ends_in_a_nonfinite_gradient_tells_nothing_of_learning(tmp_path):
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    trials = {"x1": (trial, losses(2.3), np.r_[np.ones(349), np.inf], Ending("nonfinite", 350))}
+    with pytest.raises(CannotRunError, match="50 loss values"):
+        list(check(make_run(tmp_path, np.ones(50), loss=WINDOW, trials=trials, plan=Plan(total_steps=400))))
