@@ -32,7 +32,8 @@ class Size:
 class Outlier:
     """The sample that stands out most in the batch at `step`: its row there, and its place in the data where known.
 
-    `sizes`: by name, each that stands out. `count`: how many of the `of` samples do.
+    `sizes`: by name, each that stands out. `count`: how many of the `of` samples do. Where every sample of the batch has a
+    loss that is not finite, as those of another batch have not, there are no sizes, and `samples` are their places.
     """
 
     step: int
@@ -41,27 +42,49 @@ class Outlier:
     sizes: dict[str, Size]
     count: int
     of: int
+    samples: tuple[int, ...] = ()
 
 
 def next_looks(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """Trials (kind samples) for the batches that may be to blame for a spike or an explosion.
 
     An exploding window leaves a model that tells nothing, so that its batches are looked at with the model it began with.
+    Where each sample of a batch is broken, an ordinary batch tells whether that is the way of the loss.
     """
     seen = explosion(run)
     start = "initial" if seen else "window"
-    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in suspects(run, seen)]
+    steps = suspects(run, seen)
+    if any(_all_broken(trial) for trial in _looks(run)):
+        steps.append(next(step for step in range(len(steps) + 1) if step not in steps))
+    looks = [Trial("samples", f"samples-{step}", start=start, indexes=(step,)) for step in steps]
     wanted = [look for look in looks if look.name not in run.trials]
     return tuple(wanted if allowed > len(wanted) else wanted[: int(allowed)])
 
 
 def outliers(run: Run) -> list[Outlier]:
     """The sample that stands out most, of each batch that was taken apart and has one; one that came again, once."""
-    looked = [(trial, made) for trial in run.trials.values() if (made := trial.header.trial) and made.kind == "samples"]
-    found = [_outlier(trial, made) for trial, made in looked if trial.header.ending.how == "finished"]
+    looked = [(trial, made) for trial in _looks(run) if (made := trial.header.trial)]
+    found = [_outlier(trial, made) for trial, made in looked]
+    if not all(_all_broken(trial) for trial, _ in looked):
+        found += [_broken(trial, made) for trial, made in looked if _all_broken(trial)]
     ordered = sorted((one for one in found if one), key=lambda one: -one.step)
     named = {(one.step, one.row) if one.sample is None else one.sample: one for one in ordered}
     return sorted(named.values(), key=lambda one: one.step)
+
+
+def _looks(run: Run) -> list[Run]:
+    """The batches that were taken apart."""
+    made = [(trial, trial.header.trial) for trial in run.trials.values() if trial.header.ending.how == "finished"]
+    return [trial for trial, about in made if about and about.kind == "samples"]
+
+
+def _all_broken(trial: Run) -> bool:
+    return len(trial.loss) > 0 and not np.isfinite(trial.loss).any()
+
+
+def _broken(trial: Run, made: Trial) -> Outlier:
+    places, amount = made.samples, len(trial.loss)
+    return Outlier(made.indexes[0], 0, places[0] if places else None, {}, amount, amount, places)
 
 
 def _outlier(trial: Run, made: Trial) -> Outlier | None:

@@ -33,13 +33,16 @@ from gradscope.diagnosis.rehearsals import (
 from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms, usable
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
+    GREW,
     LATE,
     LOSS_FACTOR,
     beginning,
     enough,
     explosion,
+    growth_before,
     harmful,
     late_loss,
+    what_to_do,
 )
 from gradscope.runs.run import Run
 
@@ -176,6 +179,19 @@ def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
     if factors:
         return Verdict("thin-headroom", score, max(2.0, min(factors)), None, tuple(told))
     return Verdict("stable", score, None, None, tuple(told))
+
+
+def out_of_nothing(run: Run) -> tuple[int, str] | None:
+    """The step of the plan at which its rehearsal is nonfinite though its gradient norm had not grown, and what to do; None
+    where that is not so.
+    """
+    failed = [run.trials[one.name] for one in planned(rehearsed(run)) if one.nonfinite and one.compression == 1]
+    for trial in failed:
+        row, made = int(np.argmax(harmful(trial))), trial.header.trial
+        growth = growth_before(trial, row)
+        if made is not None and row < len(made.indexes) and growth is not None and growth <= GREW:
+            return made.indexes[row], what_to_do(trial, row, "that step's batch and how the loss is computed from it")
+    return None
 
 
 def _limits(run: Run, near: list[Rehearsed]) -> list[str]:

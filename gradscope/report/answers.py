@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gradscope.diagnosis.learning import unlearned
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
+from gradscope.diagnosis.verdict import out_of_nothing
 from gradscope.diagnosis.window import enough, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
@@ -81,7 +82,7 @@ def explosion(report: Report) -> Answer:
         "exploding": f"Yes: it explodes from step {verdict.first_step} on"
         if verdict.first_step is not None
         else "Yes: it is exploding",
-        "will-explode": f"Yes, later: it explodes if trained as planned{', but' if bare else ''}{bare}",
+        "will-explode": _later(report, bare),
         "thin-headroom": f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate{bare}",
         "stable": _calm(report),
         "unknown": "Not in the recorded steps; later is not known"
@@ -97,6 +98,16 @@ def explosion(report: Report) -> Answer:
     unclipped = f"rehearsed without clipping, which is at {number(today)} today" if bare else ""
     told = (failed, lost.message if lost else "", *verdict.reasons, unclipped, remedy)
     return Answer("Will it explode?", head, _sentences(told))
+
+
+def _later(report: Report, bare: str) -> str:
+    broken = out_of_nothing(report.run)
+    but = f"{', but' if bare else ''}{bare}"
+    return (
+        f"Yes, later: it is nonfinite at step {broken[0]:,}{but}"
+        if broken
+        else f"Yes, later: it explodes if trained as planned{but}"
+    )
 
 
 def _calm(report: Report) -> str:
@@ -124,7 +135,8 @@ def layer(report: Report) -> Answer:
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", _sentences(told))
     if report.diagnosis.verdict.verdict in ("exploding", "will-explode") and (broken := _sample(report)):
-        return Answer(question, "None stands out, but a sample does", _sentences((broken.message, broken.advice)))
+        what = "a batch" if broken.unit is None else "a sample"
+        return Answer(question, f"None stands out, but {what} does", _sentences((broken.message, broken.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
     if not ranked:

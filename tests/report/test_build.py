@@ -374,7 +374,7 @@ def test_a_verdict_says_whether_it_is_of_the_plan_as_it_clips(tmp_path):
         return answers(build_report(make_run(tmp_path / name, [1.0] * 60, trials=trials, plan=plan)))[0]
 
     unclipped = said("bare")
-    assert unclipped.answer == "Yes, later: it explodes if trained as planned, but without clipping"
+    assert unclipped.answer == "Yes, later: it is nonfinite at step 80, but without clipping"
     assert "Rehearsed without clipping, which is at 5 today." in unclipped.details
     assert said("saved", held).answer == "No: clipped as it is today, it held"
     lost = said("lost", failed)

@@ -13,7 +13,8 @@ How it decides
 Known problems
     A rehearsal compresses what does not fit into the budget; the report says by how much. Without rehearsals it is silent.
 What to do
-    Take the best of the remedies that the report lists.
+    Take the best of the remedies that the report lists. Where a rehearsal becomes nonfinite without a gradient norm that
+    grows, look first at that step's batch and at divisions, logarithms and roots in the loss.
 References
     Measured on small trainings with known outcome, see benchmarks/accuracy.
 """
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding, number
-from gradscope.diagnosis.verdict import judge
+from gradscope.diagnosis.verdict import judge, out_of_nothing
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS206", "foreseen-explosion"
@@ -38,6 +39,11 @@ def check(run: Run) -> Iterator[Finding]:
     if verdict.verdict not in ("exploding", "will-explode", "thin-headroom") or verdict.first_step is not None:
         return
     sure, headroom = verdict.verdict != "thin-headroom", verdict.lr_headroom or 1.0
+    if sure and (broken := out_of_nothing(run)):
+        step, advice = broken
+        said = f"The rest of the plan becomes nonfinite in its rehearsal, at step {step}."
+        yield finding(CODE, NAME, "critical", said, advice, value=headroom, unit="times the planned learning rate")
+        return
     yield finding(
         CODE,
         NAME,

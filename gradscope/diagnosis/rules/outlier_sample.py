@@ -8,7 +8,8 @@ Why it matters
 How it decides
     The batch is taken apart, and each sample goes forward and backward by itself, with the model as it was after the
     recorded steps (as it began, where these explode), in evaluation mode. In log10: z = (x − median) / (1.4826·MAD + .05) >
-    6, and more than 30 × the median; a value that is not finite always. Unit: multiples of the median of the others.
+    6, and more than 30 × the median; a value that is not finite always. Unit: multiples of the median of the others. Where
+    no sample of a batch has a finite loss, another batch is taken apart too, and must have one.
 Known problems
     Only batches with one sample a row are taken apart, by `analyze` alone, and losses that need several samples tell
     nothing. A hard sample of a model that has learned the others may stand out too.
@@ -30,13 +31,17 @@ from gradscope.diagnosis.series import finding, number
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS207", "outlier-sample"
+SHOWN = 5
 
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding a sample that stands out."""
     for one in outliers(run):
+        if not one.sizes:
+            yield _whole_batch(run, one)
+            continue
         name = f"row {one.row} of its batch" if one.sample is None else f"sample {one.sample} of the data"
-        ahead = ", rehearsed" if one.step > run.step.max(initial=-1) else ""
+        ahead = _ahead(run, one)
         more = f" {one.count} of the {one.of} samples in that batch stand out." if one.count > 1 else ""
         yield finding(
             CODE,
@@ -49,6 +54,33 @@ def check(run: Run) -> Iterator[Finding]:
             limit=FACTOR,
             unit="times the median of the others",
         )
+
+
+def _ahead(run: Run, one: Outlier) -> str:
+    return ", rehearsed" if one.step > run.step.max(initial=-1) else ""
+
+
+def _whole_batch(run: Run, one: Outlier) -> Finding:
+    """Every sample of a batch is broken: what they share is to blame."""
+    which = f" ({_places(one.samples)} of the data)" if one.samples else ""
+    return finding(
+        CODE,
+        NAME,
+        "warning",
+        f"Step {one.step}{_ahead(run, one)}: each of the {one.of} samples of its batch{which} has by itself a loss that is "
+        "not finite; those of another batch have not.",
+        "Look at what these samples share: are they empty, masked out, or without a target?",
+        steps=(one.step, one.step),
+    )
+
+
+def _places(samples: tuple[int, ...]) -> str:
+    """`samples 3 to 9`, `samples 3, 17, 20 and 5 more`."""
+    first, last = min(samples), max(samples)
+    if last - first + 1 == len(set(samples)) and len(samples) > 1:
+        return f"samples {first} to {last}"
+    more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
+    return f"samples {', '.join(map(str, samples[:SHOWN]))}{more}"
 
 
 def _sizes(one: Outlier) -> str:

@@ -1,8 +1,13 @@
 """GS206: what `--fail-on` and code-scanning views see of an explosion that is still to come."""
 
+import numpy as np
+import pytest
+
 from gradscope.cli.options import fails
 from gradscope.diagnosis.rules import foreseen_explosion
+from gradscope.report.answers import explosion
 from gradscope.report.build import build_report
+from gradscope.runs.schema import Ending, Plan
 from tests.builders import make_run
 from tests.diagnosis.test_verdict import FAILED, HELD, rehearsal, run_with
 
@@ -26,3 +31,13 @@ def test_thin_headroom_is_an_information(tmp_path):
 def test_what_holds_and_what_the_window_shows_are_silent(tmp_path):
     assert not [*foreseen_explosion.check(run_with(tmp_path / "held", (rehearsal(indexes=FULL), HELD)))]
     assert not [*foreseen_explosion.check(make_run(tmp_path / "window", [1.0] * 30 + [float("nan")]))]
+
+
+@pytest.mark.parametrize(("norms", "grown"), [(np.ones(60), False), (np.r_[np.ones(50), np.logspace(1, 6, 10)], True)])
+def test_what_is_nonfinite_out_of_nothing_is_told_so(tmp_path, norms, grown):
+    failed = rehearsal(indexes=tuple(range(50, 150))), np.r_[np.ones(59), np.nan], norms, Ending("nonfinite", 59)
+    run = make_run(tmp_path, np.ones(50), plan=Plan(150), trials={"x1": failed})
+    (finding,) = foreseen_explosion.check(run)
+    assert ("nonfinite in its rehearsal, at step 109." in finding.message) != grown
+    assert ("look at that step's batch" in finding.advice) != grown
+    assert ("it is nonfinite at step 109" in explosion(build_report(run)).answer) != grown

@@ -160,3 +160,26 @@ def test_a_sample_that_comes_again_is_told_once(tmp_path):
     }
     (finding,) = outlier_sample.check(make_run(tmp_path, [1.0] * 50, trials=looks))
     assert "Step 41: sample 105" in finding.message
+
+
+def test_a_batch_whose_every_sample_is_broken_is_told_where_another_is_not(tmp_path):
+    norms, losses = np.ones(60), np.r_[np.ones(59), NAN]
+    failed = rehearsal(indexes=tuple(range(50, 150))), losses, norms, Ending("nonfinite", 59)
+
+    def look(step, values):
+        trial = Trial("samples", f"samples-{step}", indexes=(step,), samples=tuple(range(8 * step, 8 * step + 8)))
+        return {f"samples-{step}": (trial, values, values, Ending("finished", 8))}
+
+    def run_of(name, **looks):
+        return make_run(tmp_path / name, np.ones(50), plan=Plan(150), trials={"x1": failed} | looks)
+
+    broken = look(109, np.full(8, NAN))
+    run = run_of("one", **broken)
+    assert [one.indexes for one in next_looks(run)] == [(0,)]
+    assert not list(outlier_sample.check(run))
+    control = run_of("two", **broken, **look(0, np.ones(8)))
+    assert next_looks(control) == ()
+    (finding,) = outlier_sample.check(control)
+    assert "Step 109, rehearsed: each of the 8 samples of its batch (samples 872 to 879 of the data)" in finding.message
+    assert layer(build_report(control)).answer == "None stands out, but a batch does"
+    assert not list(outlier_sample.check(run_of("both", **broken, **look(0, np.full(8, NAN)))))
