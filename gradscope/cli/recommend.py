@@ -87,9 +87,9 @@ def _text(
     from gradscope.runs.schema import to_json
 
     if framework:
-        from gradscope.recommendation.snippets import snippet, uses_scaler
+        from gradscope.recommendation.snippets import snippet, uses_closure, uses_scaler
 
-        return snippet(framework, answer, scaled=uses_scaler(run))
+        return snippet(framework, answer, scaled=uses_scaler(run), closure=uses_closure(run))
     if quiet:
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"
     if output_format == "json":

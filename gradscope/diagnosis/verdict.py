@@ -185,7 +185,9 @@ def out_of_nothing(run: Run) -> tuple[int, str] | None:
     """The step of the plan at which its rehearsal is nonfinite though its gradient norm had not grown, and what to do; None
     where that is not so.
     """
-    failed = [run.trials[one.name] for one in planned(rehearsed(run)) if one.nonfinite and one.compression == 1]
+    bare = rehearsed(run)
+    near = planned(as_clipped_today(run, bare) or bare)
+    failed = [run.trials[one.name] for one in near if one.nonfinite and one.compression == 1]
     for trial in failed:
         row, made = int(np.argmax(harmful(trial))), trial.header.trial
         growth = growth_before(trial, row)

@@ -20,7 +20,7 @@ from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data
 from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, recommended, stretch
 from gradscope.recommendation.plan import FINAL
-from gradscope.recommendation.snippets import UNSCALE, uses_scaler
+from gradscope.recommendation.snippets import IN_CLOSURE, PLACE, UNSCALE, uses_closure, uses_scaler
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -101,7 +101,10 @@ def _single(run: Run) -> list[Trial]:
     winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
         unscale = UNSCALE if uses_scaler(run) else ""
-        paste = f"{unscale}torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})"
+        where = IN_CLOSURE if uses_closure(run) else PLACE
+        paste = (
+            f"{unscale}torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})  # {where}"
+        )
         wanted.append(remedy(CLIP, f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
 

@@ -21,10 +21,11 @@ class Form:
 
 
 UNSCALE = "scaler.unscale_(optimizer)  # once a step, before clipping\n"
+PLACE, IN_CLOSURE = "after backward(), before optimizer.step()", "in the closure that LBFGS calls, after backward()"
 FORMS = {
     "pytorch": Form(
-        "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})  # after backward(), before optimizer.step()",
-        "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})  # after backward(), before optimizer.step()",
+        "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})  # " + PLACE,
+        "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={})  # " + PLACE,
         "# no clipping: leave out torch.nn.utils.clip_grad_norm_",
     ),
     "lightning": Form(
@@ -72,10 +73,16 @@ def uses_scaler(run: Run) -> bool:
     return run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
 
 
-def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = False) -> str:
+def uses_closure(run: Run) -> bool:
+    """Whether its optimizer calls a closure that computes the gradients, as LBFGS does."""
+    return run.header.optimizer is not None and "LBFGS" in run.header.optimizer.type
+
+
+def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = False, closure: bool = False) -> str:
     """The line or lines that put `recommendation` to work in `framework`; the threshold has four digits.
 
-    `scaled`: a gradient scaler is in use, for which plain PyTorch needs a line of its own.
+    `scaled`: a gradient scaler is in use, for which plain PyTorch needs a line of its own. `closure`: gradients are computed
+    in a closure, where they must be clipped.
 
     Raises:
         UsageError: an unknown framework, or one that cannot clip by value when that is asked.
@@ -90,4 +97,5 @@ def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = Fa
         able = ", ".join(name for name, other in FORMS.items() if other.value)
         raise UsageError(f"{framework.lower()} cannot clip by value; these can: {able}")
     before = UNSCALE if scaled and framework.lower() == "pytorch" else ""
+    line = line.replace(PLACE, IN_CLOSURE) if closure else line
     return before + line.replace("{}", repr(float(f"{recommendation.max_norm:.4g}")))

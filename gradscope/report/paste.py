@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
 from gradscope.recommendation.remedies import CLIP, WHOLE
-from gradscope.recommendation.snippets import FORMS, snippet, uses_scaler
+from gradscope.recommendation.snippets import FORMS, snippet, uses_closure, uses_scaler
 from gradscope.report.model import Remedy, Report
+from gradscope.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def pastes(report: Report) -> list[Paste]:
         return []
     own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)
-    scaled = uses_scaler(report.run)
-    return [Paste(name, code) for name in names if (code := _snippet(name, recommendation, scaled))]
+    return [Paste(name, code) for name in names if (code := _snippet(name, recommendation, report.run))]
 
 
 def paste_line(report: Report) -> str | None:
@@ -52,8 +52,8 @@ def paste_line(report: Report) -> str | None:
     return lines[0].code if lines else None
 
 
-def _snippet(framework: str, recommendation: Recommendation, scaled: bool) -> str | None:
+def _snippet(framework: str, recommendation: Recommendation, run: Run) -> str | None:
     try:
-        return snippet(framework, recommendation, scaled=scaled)
+        return snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
     except UsageError:
         return None

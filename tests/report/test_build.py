@@ -15,7 +15,7 @@ from gradscope.report.renderers import renderer
 from gradscope.report.renderers.console import render
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.terminal import Terminal
-from gradscope.runs.schema import Ending, Offender, Plan, Trial
+from gradscope.runs.schema import Ending, Group, Offender, Optimizer, Plan, Trial
 from tests.builders import make_run
 from tests.report.builders import REPORTS, make_report
 
@@ -332,6 +332,11 @@ def test_where_a_scaler_is_in_use_gradients_are_unscaled_before_the_clip(tmp_pat
     assert all("unscale_" not in one.code for one in pastes(report) if one.framework != "pytorch")
 
 
+def test_what_lbfgs_clips_is_clipped_in_its_closure(tmp_path):
+    run = make_run(tmp_path, [1.0] * 60, optimizer=Optimizer("LBFGS", (Group(0.1, (0, 1, 2)),)))
+    assert paste_line(build_report(run)).endswith("# in the closure that LBFGS calls, after backward()")
+
+
 def test_the_layer_that_breaks_in_the_rehearsal_of_the_plan_answers_where_none_stands_out(tmp_path):
     indexes = tuple(range(60, 100))
     losses = np.r_[np.ones(20), np.nan]
@@ -378,7 +383,7 @@ def test_a_verdict_says_whether_it_is_of_the_plan_as_it_clips(tmp_path):
     assert "Rehearsed without clipping, which is at 5 today." in unclipped.details
     assert said("saved", held).answer == "No: clipped as it is today, it held"
     lost = said("lost", failed)
-    assert lost.answer == "Yes, later: it explodes if trained as planned"
+    assert lost.answer == "Yes, later: it is nonfinite at step 80"
     assert not any("Rehearsed without clipping" in detail for detail in lost.details)
 
 
