@@ -42,10 +42,18 @@ def _clipped(one: Rehearsed, again: dict[str, Rehearsed], whole: Rehearsed | Non
 
 def _whole_as_today(run: Run) -> Iterator[Rehearsed]:
     """The trial of the whole plan, from its start, at the threshold in use, where it held."""
+    for one in held_as_today(run):
+        if one.length == horizon(run):
+            yield replace(one, kind="rehearsal")
+
+
+def held_as_today(run: Run) -> Iterator[Rehearsed]:
+    """The trials from the initial state at the threshold in use, or what stands for it on fewer steps, that held."""
     base, limit = reference(run), run.header.plan.max_norm
     for trial in run.trials.values():
         made = trial.header.trial
-        if limit and made and made.kind == "candidate" and made.max_norm and len(made.indexes) == horizon(run):
-            as_today = abs(made.max_norm / limit - 1) < SAME_LIMIT and ended(trial) and not broken_off(trial)
+        if limit and made and made.kind == "candidate" and made.max_norm and made.indexes:
+            stretch = math.sqrt((made.indexes[-1] + 1) / len(made.indexes))
+            as_today = abs(made.max_norm / stretch / limit - 1) < SAME_LIMIT and ended(trial) and not broken_off(trial)
             if as_today and not (found := judged(run, trial, base, made)).failed:
-                yield replace(found, kind="rehearsal")
+                yield found

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import LOSS_FAILS, broken_off, reference, rehearsed
+from gradscope.diagnosis.rehearsals import LOSS_FAILS, Rehearsed, broken_off, reference, rehearsed
 from gradscope.diagnosis.series import level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -57,7 +57,12 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
 
 def plan_fails(run: Run) -> bool:
     """Whether the rest of the plan was rehearsed in full without clipping, and failed."""
-    return any(one.full and one.failed and one.kind == "rehearsal" and one.lr_factor == 1.0 for one in rehearsed(run))
+    return any(one.failed for one in rehearsed_in_full(run))
+
+
+def rehearsed_in_full(run: Run) -> list[Rehearsed]:
+    """The rehearsals of the whole rest of the plan, as planned but for clipping."""
+    return [one for one in rehearsed(run) if one.full and one.kind == "rehearsal" and one.lr_factor == 1.0]
 
 
 def _reached(run: Run, unclipped: Candidate, limit: float) -> bool:

@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.diagnosis.rehearsals import Rehearsed
 from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
-from gradscope.recommendation.candidates import TIE, above, candidates, one_each, plan_fails, same_threshold, surely
+from gradscope.recommendation.candidates import (
+    TIE,
+    above,
+    candidates,
+    one_each,
+    rehearsed_in_full,
+    same_threshold,
+    surely,
+)
 from gradscope.recommendation.model import By, Candidate, LayerThreshold, Recommendation
 from gradscope.recommendation.percentiles import (
     check_percentiles,
@@ -77,7 +86,9 @@ def recommend(
     tried = candidates(run) if by == "norm" else ()
     if not tried:
         return plain
-    return _verified(plain, tried, run.header.plan.max_norm, plan_fails(run)) if proven else _beside(plain, tried)
+    return (
+        _verified(plain, tried, run.header.plan.max_norm, rehearsed_in_full(run)) if proven else _beside(plain, tried)
+    )
 
 
 def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
@@ -130,10 +141,13 @@ def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommen
     return dataclasses.replace(off, **_as_tried(own) | {"max_norm": today}, reason=f"{off.reason} {did}")
 
 
-def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None, fails: bool) -> Recommendation:
+def _verified(
+    plain: Recommendation, tried: tuple[Candidate, ...], today: float | None, whole: list[Rehearsed]
+) -> Recommendation:
     """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use;
-    `fails`: the plan in full does without clipping.
+    `whole`: the rehearsals of the plan in full, without clipping.
     """
+    fails = any(one.failed for one in whole)
     if _needed(tried) and all(one.max_norm is None for one in tried):
         untried = f"{plain.reason} Without clipping it diverged on its trial; no threshold was tried."
         return dataclasses.replace(plain, reason=untried, candidates=tried)
@@ -159,7 +173,7 @@ def _verified(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
         f"Of {amount} tried, {number(best.max_norm)} {_won(best, tried)} {number(surely(best, longest))} {over}"
-        f"{_without(tried, fails)}; it clipped {percent(best.clipped_fraction)} of them. "
+        f"{_without(tried, whole)}; it clipped {percent(best.clipped_fraction)} of them. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )
     if best.diverged:
@@ -192,15 +206,17 @@ def _needed(tried: tuple[Candidate, ...]) -> bool:
     return not unclipped or any(one.diverged for one in unclipped)
 
 
-def _without(tried: tuple[Candidate, ...], fails: bool) -> str:
-    """How the longest trial without clipping ended, if the plan in full did not fail."""
-    if fails:
+def _without(tried: tuple[Candidate, ...], whole: list[Rehearsed]) -> str:
+    """How the plan in full, or else the longest trial without clipping, ended."""
+    if any(one.failed for one in whole):
         return " (without clipping the plan fails in full)"
     plain = next((one for one in tried if one.max_norm is None), None)
     if plain is None:
         return ""
     if plain.diverged or plain.loss is None:
-        return " (without clipping it diverged)"
+        over = f" over {plain.steps}" if plain.steps else ""
+        held = f"{over}; the plan in full held, at loss {number(whole[0].loss)}" if whole else ""
+        return f" (without clipping it diverged{held})"
     over = f" over {plain.steps}" if plain.steps else ""
     return f" (without clipping {number(plain.loss)}{over})"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradscope.diagnosis.learning import unlearned
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.verdict import out_of_nothing
-from gradscope.diagnosis.window import enough, of_the_plan
+from gradscope.diagnosis.window import GREW, enough, growth_before, of_the_plan
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -139,6 +141,10 @@ def layer(report: Report) -> Answer:
         return Answer(question, f"None stands out, but {what} does", _sentences((broken.message, broken.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
+    if outside and outside.subject is not None:
+        least = "Not known" if report.unranked else "None stands out"
+        told = (without_subject(outside.message, outside.subject), outside.advice)
+        return Answer(question, f"{least}, but {visible(outside.subject)} breaks first", _sentences(told))
     if not ranked:
         return Answer(question, "No layer was measured", ())
     if report.unranked:
@@ -178,9 +184,18 @@ def accused(report: Report) -> tuple[str, str, str] | None:
         if one.level != "low":
             return one.name, one.message, one.advice
     for finding in report.diagnosis.findings:
+        if finding.code == FIRST and _grown_before(report.run, finding.first_step):
+            continue
         if finding.code in ACCUSING and finding.severity != "info" and finding.subject is not None:
             return finding.subject, finding.message, finding.advice
     return None
+
+
+def _grown_before(run: Run, step: int | None) -> bool:
+    """Whether the gradient had grown before a step: then what breaks first there ends an explosion, and did not begin it."""
+    row = int(np.searchsorted(run.step, step)) if step is not None else 0
+    growth = growth_before(run, row)
+    return growth is not None and growth > GREW
 
 
 def without_subject(message: str, subject: str | None) -> str:

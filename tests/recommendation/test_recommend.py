@@ -156,6 +156,13 @@ def test_not_clipping_can_win(tmp_path):
 def test_a_trial_without_clipping_that_diverged_is_told(tmp_path):
     trials = candidate("none", None, [1.0, INF]) | candidate("a", 0.5, np.full(60, 0.1))
     assert "(without clipping it diverged)" in recommend(make_run(tmp_path, NORMS, trials=trials)).reason
+    rest = tuple(range(len(NORMS), 400))
+    held = {"x1": (Trial("rehearsal", "x1", indexes=rest), np.full(len(rest), 0.3), np.ones(len(rest)))}
+    plan = Plan(total_steps=400)
+    said = recommend(
+        make_run(tmp_path / "held", NORMS, loss=np.ones(len(NORMS)), trials=trials | held, plan=plan)
+    ).reason
+    assert "(without clipping it diverged; the plan in full held, at loss 0.3)" in said
 
 
 def test_when_nothing_holds_it_says_so(tmp_path):

@@ -411,3 +411,27 @@ def test_a_clip_that_held_best_is_pasted_once(tmp_path):
     report = build_report(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials=trials))
     assert cure(report) is None
     assert len(pastes(report)) > 1
+
+
+@pytest.mark.parametrize(("growth", "head"), [(1.0, "fc2"), (1e3, "None stands out, but fc2 breaks first")])
+def test_what_breaks_at_the_end_of_an_explosion_did_not_begin_it(tmp_path, growth, head):
+    norms = np.r_[np.ones(40), np.full(9, growth), np.nan]
+    seen = Offender(49, layer="fc2", parameter=None, went_first="activation")
+    run = make_run(
+        tmp_path,
+        norms,
+        loss=np.r_[np.ones(49), np.nan],
+        first_nonfinite=seen,
+        probes=[(0, "forward_gain", ["fc1", "fc2"], [1.0, 1.0])],
+    )
+    answer = answers(build_report(run))[1]
+    assert answer.answer == head
+    assert "the activation of fc2 went first" in answer.details[0]
+
+
+def test_of_a_recorded_explosion_the_layer_that_breaks_first_is_told(tmp_path):
+    norms = np.r_[np.ones(40), np.full(9, 1e3), np.nan]
+    seen = Offender(49, layer="fc2", parameter=None, went_first="activation")
+    loss = np.r_[np.ones(49), np.nan]
+    run = make_run(tmp_path, norms, loss=loss, first_nonfinite=seen, recorded_by="record")
+    assert answers(build_report(run))[1].answer == "Not known, but fc2 breaks first"

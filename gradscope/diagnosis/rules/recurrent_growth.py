@@ -36,6 +36,7 @@ from gradscope.diagnosis.series import count, finding, median, number
 from gradscope.runs.run import Floats, ProbeTable, Run
 
 CODE, NAME = "GS302", "recurrent-growth"
+GATED = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 PROBE, SIGMA = "state_grad_norm", "sigma_recurrent"
 
 
@@ -91,7 +92,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         if profile.low > 0 and total > math.log(settings.grown):
             yield _growth(profile, settings)
         elif profile.high < 0 and total < math.log(settings.faded):
-            yield _fading(profile)
+            yield _fading(profile, gated=any(one.name == profile.layer and one.type in GATED for one in run.layers))
 
 
 def time_profiles(run: Run, least: int = DEFAULTS.least) -> list[TimeProfile]:
@@ -167,14 +168,16 @@ def _growth(profile: TimeProfile, settings: Settings) -> Finding:
     )
 
 
-def _fading(profile: TimeProfile) -> Finding:
+def _fading(profile: TimeProfile, *, gated: bool) -> Finding:
     return finding(
         CODE,
         NAME,
         "info",
         f"The gradient of {profile.layer} fades to {number(profile.factor)}× a time step {_over(profile)}, going back in "
         f"time; {_interval(profile)}; its half-life is {number(profile.half_life)} time steps{_sigma(profile)}.",
-        "If longer memory is needed, use a gated layer (LSTM, GRU) or shorter paths.",
+        "If longer memory is needed, use shorter paths: attention, skips over time, shorter sequences."
+        if gated
+        else "If longer memory is needed, use a gated layer (LSTM, GRU) or shorter paths.",
         subject=profile.layer,
         value=profile.factor,
         unit="factor a time step",

@@ -7,7 +7,8 @@ Why it matters
     change of the learning rate, and under Adam it does nearly nothing.
 How it decides
     Share of the usable steps whose pre-clip norm is above the threshold in force at that step: more than .90. Unit:
-    clipped fraction (0–1). At least 10 steps. In norms read after clipping a step at .999 of the threshold counts.
+    clipped fraction (0–1). At least 10 steps. In norms read after clipping a step at .999 of the threshold counts. Where
+    a trial at this threshold held, it is an information.
 Known problems
     Some recipes mean it (normalised gradients). A window inside the warm-up may clip more than the training will.
 What to do
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gradscope.diagnosis.as_today import held_as_today
 from gradscope.diagnosis.clipping import clipped_steps
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import count, finding, median, number, percent
@@ -49,12 +51,16 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     known = (
         "" if run.header.measured_at == "post_clip" else f"; the median norm (pre-clip) is {number(median(seen.norms))}"
     )
+    held = max(held_as_today(run), key=lambda one: one.length, default=None)
+    tried = f"It held over {count(held.length, 'trial step')}" if held else ""
     yield finding(
         CODE,
         NAME,
-        "warning",
+        "info" if held else "warning",
         f"max_norm {number(limit)} clips {percent(seen.share)} of {count(len(seen.steps), 'step')}{known}.",
-        "As a safety net, take a high percentile of the norms; as a step limiter, lower the learning rate instead.",
+        f"{tried}: a step limiter, which sets the length of the steps together with the learning rate."
+        if held
+        else "As a safety net, take a high percentile of the norms; as a step limiter, lower the learning rate instead.",
         steps=(int(seen.steps[0]), int(seen.steps[-1])),
         value=seen.share,
         limit=settings.fraction,

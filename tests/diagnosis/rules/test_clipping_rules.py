@@ -3,7 +3,7 @@ import pytest
 
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules import inactive_clipping, saturated_clipping
-from gradscope.runs.schema import Plan
+from gradscope.runs.schema import Plan, Trial
 from tests.builders import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -73,3 +73,14 @@ def test_nonfinite_norms_count_neither_way(tmp_path):
 def test_when_they_cannot_run(tmp_path, rule, header, limit, length, reason):
     with pytest.raises(CannotRunError, match=reason):
         list(rule.check(clipped_at(tmp_path, limit, [5.0] * length, **header)))
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(1.0, "info"), (1e6, "warning")])
+def test_a_step_limiter_that_was_tried_and_held_is_an_information(tmp_path, loss, severity):
+    indexes = tuple(range(0, 400, 4))
+    trial = Trial("candidate", "clip-in-use", max_norm=1.0 * (397 / 100) ** 0.5, start="initial", indexes=indexes)
+    trials = {"clip-in-use": (trial, np.full(100, loss), np.full(100, 5.0 * loss))}
+    run = make_run(tmp_path, [5.0] * 30, plan=Plan(total_steps=400, max_norm=1.0), trials=trials)
+    (finding,) = saturated_clipping.check(run)
+    assert finding.severity == severity
+    assert ("It held over 100 trial steps" in finding.advice) == (severity == "info")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules.recurrent_growth import check, time_profiles
+from gradscope.runs.schema import Parameter
 from tests.builders import make_run
 
 
@@ -39,6 +40,14 @@ def test_fading_is_an_information_with_its_half_life(tmp_path):
     (finding,) = check(run_with(tmp_path, profile(0, 0.5)))
     assert finding.severity == "info"
     assert "95 % interval 0.5 to 0.5; its half-life is 1 time steps." in finding.message
+
+
+@pytest.mark.parametrize(("kind", "advised"), [("RNN", "use a gated layer"), ("GRU", "use shorter paths")])
+def test_a_gated_layer_is_not_advised_where_there_is_one(tmp_path, kind, advised):
+    parameter = Parameter("rnn.weight_hh_l0", "rnn", kind, (4, 4), "float32", 0)
+    run = make_run(tmp_path, [1.0] * 30, probes=[profile(0, 0.5)], parameters=(parameter,))
+    (finding,) = check(run)
+    assert advised in finding.advice
 
 
 @pytest.mark.parametrize("factor", [1.9, 0.5])
