@@ -158,11 +158,12 @@ def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, scal
 def scaled_layer(layer: str, factor: float) -> Change:
     """Start with one layer's matrices (its other weights where it has none) times `factor`.
 
-    `layer` may also be one parameter, or rows of it: `rnn.weight_hh_l0[32:64]`.
+    `layer` may also be one parameter, or rows of it: `rnn.weight_hh_l0[32:64]`; or several, with ", " between them.
     """
 
     def prepare(workload: Workload) -> None:
-        for weights in _weights(layer_modules(workload.model), layer):
+        layers = layer_modules(workload.model)
+        for weights in (one for name in layer.split(", ") for one in _weights(layers, name)):
             weights.mul_(factor)
 
     return Change(prepare)

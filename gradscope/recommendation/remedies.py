@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gradscope.diagnosis.depth import GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import collapse, unlearned
 from gradscope.diagnosis.model import LayerRisk
@@ -92,6 +93,10 @@ def _single(run: Run) -> list[Trial]:
         what = top.weights or top.name
         paste = f"{_scaled(run, top, scale)}  # before training"
         wanted.append(remedy("init", f"{what} starts × {scale:.3g}", paste, layer=what, layer_scale=scale))
+    elif (depth := along_depth(run)) and depth.total > GROWN:
+        scale, all_of = 1 / depth.rate, _of_types(run, depth.types)
+        note = f"all {len(all_of)} layers of type {' and '.join(depth.types)} start × {scale:.3g}"
+        wanted.append(remedy("init", note, _all_scaled(depth.types, scale), layer=", ".join(all_of), layer_scale=scale))
     if group := _fast_group(run):
         number, scale = group
         where, own = _group_named(run, number)
@@ -147,6 +152,19 @@ def _scaled(run: Run, risk: LayerRisk, scale: float) -> str:
     if len(matrices) > 1:
         return f"[w.data.mul_({scale:.3g}) for w in {module}.parameters(recurse=False) if w.dim() > 1]"
     return f"{module}.{matrices[0] if matrices else 'weight'}.data.mul_({scale:.3g})"
+
+
+def _of_types(run: Run, types: tuple[str, ...]) -> list[str]:
+    """The layers of these types that have a matrix."""
+    matrices = [one for one in run.header.parameters if len(one.shape) > 1 and one.type in types]
+    return list(dict.fromkeys(one.layer for one in matrices))
+
+
+def _all_scaled(types: tuple[str, ...], scale: float) -> str:
+    return (
+        f"for module in model.modules():  # before training\n    if type(module).__name__ in {types!r}:\n"
+        f"        [w.data.mul_({scale:.3g}) for w in module.parameters(recurse=False) if w.dim() > 1]"
+    )
 
 
 def _over(indexes: tuple[int, ...], one: Trial) -> Trial:

@@ -33,6 +33,8 @@ CALM = ("stable", "thin-headroom", "unknown")
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
 FIRST = "GS101"
 """The rule that tells what was nonfinite first."""
+DEPTH = "GS304"
+"""The rule that tells of gradients that grow from layer to layer."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
 COLLAPSE = "GS208"
@@ -139,6 +141,8 @@ def layer(report: Report) -> Answer:
     if report.diagnosis.verdict.verdict in ("exploding", "will-explode") and (broken := _sample(report)):
         what = "a batch" if broken.unit is None else "a sample"
         return Answer(question, f"None stands out, but {what} does", _sentences((broken.message, broken.advice)))
+    if (along := _found(report, DEPTH)) and along.severity != "info":
+        return Answer(question, "All of them: it grows from layer to layer", _sentences((along.message, along.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
     if outside and outside.subject is not None:

@@ -113,9 +113,10 @@ class Trial:
     it). `lr_at`: `planned` (lr_factor × the planned rate of each index) or `peak` (× the highest planned rate to come).
     A `sweep` only looks: the loss of each batch, no step. So does `samples`: each sample of one step's batch by itself;
     `samples[k]` is the place in the data of sample k, where that is known. `warm_up`: the rate also rises over so many first
-    steps of the plan. `layer` (or one parameter, `rnn.weight_hh_l0`, or rows of it, `…[32:64]`) starts with its weights ×
-    `layer_scale`. `note`: what differs from the run itself, in plain words; for a remedy, its further lines are what to
-    paste. Parameter group `group`, counted over all optimizers, has its rate × `group_scale`.
+    steps of the plan. `layer` (or one parameter, `rnn.weight_hh_l0`, or rows of it, `…[32:64]`, or several layers with ", "
+    between them) starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
+    remedy, its further lines are what to paste. Parameter group `group`, counted over all optimizers, has its rate ×
+    `group_scale`.
     """
 
     kind: str

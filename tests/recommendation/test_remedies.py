@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from gradscope.capture.trials import scaled_layer
 from gradscope.recommendation.remedies import next_remedies
 from gradscope.report.remedies import remedies
 from gradscope.runs.schema import Group, Optimizer, Parameter, Plan, Trial
@@ -224,3 +227,32 @@ def test_short_time_shortens_and_then_leaves_out(tmp_path):
     assert {len(trial.indexes) for trial in next_remedies(exploding(tmp_path), 200)} == {40}
     assert [trial.name for trial in next_remedies(exploding(tmp_path), 45)] == ["lr-0.5", "lr-0.25"]
     assert next_remedies(exploding(tmp_path), 19) == ()
+
+
+def test_the_lines_that_scale_all_layers_do_what_was_tried(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        stack = [part for _ in range(7) for part in (torch.nn.Linear(3, 3), torch.nn.ReLU())]
+        return torch.nn.Sequential(torch.nn.Embedding(5, 3), *stack, torch.nn.LayerNorm(3))
+
+    model, pasted, tried = made(), made(), made()
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    parameters = tuple(
+        Parameter(name, layer := name.rpartition(".")[0], kinds[layer], tuple(weights.shape), "float32", i)
+        for i, (name, weights) in enumerate(model.named_parameters())
+    )
+    deep = [name for name, kind in kinds.items() if kind == "Linear"]
+    probes = [
+        (0, "grad_out_norm", deep, [4.0**-i for i in range(7)]),
+        (0, "forward_order", deep, [float(i) for i in range(7)]),
+    ]
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, probes=probes, plan=PLAN)
+    remedy = by_name(next_remedies(run))["init"]
+    exec(remedy.note.split("\n", 1)[1], {"model": pasted})  # what the user pastes
+    with torch.no_grad():
+        scaled_layer(remedy.layer, remedy.layer_scale).prepare(SimpleNamespace(model=tried))
+    assert remedy.layer_scale == pytest.approx(0.25)
+    for name, weights in model.named_parameters():
+        linear = kinds[name.rpartition(".")[0]] == "Linear" and weights.dim() > 1
+        assert torch.equal(dict(pasted.named_parameters())[name], weights * (0.25 if linear else 1.0))
+        assert torch.equal(dict(tried.named_parameters())[name], dict(pasted.named_parameters())[name])

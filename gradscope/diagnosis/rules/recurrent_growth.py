@@ -33,6 +33,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, median, number
+from gradscope.diagnosis.slope import common_slope
 from gradscope.runs.run import Floats, ProbeTable, Run
 
 CODE, NAME = "GS302", "recurrent-growth"
@@ -121,23 +122,9 @@ def _profile(layer: str, rows: ProbeTable, least: int) -> TimeProfile | None:
         length = max(length, end)
     if not distances:
         return None
-    rate, error = _slope(distances, logs)
+    rate, error = common_slope(distances, logs)
     nonfinite = int((own & ~np.isfinite(rows.value)).sum())
     return TimeProfile(layer, rate, rate - 1.96 * error, rate + 1.96 * error, length, len(logs), nonfinite)
-
-
-def _slope(distances: list[Floats], logs: list[Floats]) -> tuple[float, float]:
-    """The common slope of centred lines, and its standard error with autocorrelated residuals."""
-    x, y = np.concatenate(distances), np.concatenate(logs)
-    slope = float(x @ y / (x @ x))
-    residuals = [b - slope * a for a, b in zip(distances, logs, strict=True)]
-    r = np.concatenate(residuals)
-    squares = float(r @ r)
-    freedom = len(x) - len(logs) - 1
-    pairs = sum(float(part[1:] @ part[:-1]) for part in residuals)
-    correlation = min(max(pairs / squares, 0.0), 0.99) if squares > 0 else 0.0
-    error = math.sqrt(squares / freedom / float(x @ x) * (1 + correlation) / (1 - correlation))
-    return slope, error
 
 
 def _over(profile: TimeProfile) -> str:
