@@ -20,7 +20,15 @@ def test_a_healthy_run_has_no_findings_and_says_which_rules_could_not_run(tmp_pa
     diagnosis = diagnose(make_run(tmp_path, [1.0] * 50, loss=loss))
     assert diagnosis.findings == ()
     assert diagnosis.verdict.verdict == "unknown"
-    assert {unable.code for unable in diagnosis.unable} == {"GS204", "GS208", "GS301", "GS302", "GS304", "GS401", "GS402"}
+    assert {unable.code for unable in diagnosis.unable} == {
+        "GS204",
+        "GS208",
+        "GS301",
+        "GS302",
+        "GS304",
+        "GS401",
+        "GS402",
+    }
     assert all(unable.reason for unable in diagnosis.unable)
     assert len(diagnosis.layers) == 3
 
