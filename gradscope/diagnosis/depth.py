@@ -11,7 +11,7 @@ from gradscope.diagnosis.series import log10
 from gradscope.diagnosis.slope import common_slope
 from gradscope.runs.run import Floats, Run
 
-LEAST, GROWN = 6, 100.0
+LEAST, GROWN, FADED = 6, 100.0, 1e-3
 STRAIGHT = 0.9
 """The share of the variance that one factor a layer explains; where single layers stand out, it is less."""
 

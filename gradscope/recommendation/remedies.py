@@ -1,19 +1,19 @@
 """Which remedies to try next: a pure function of the run on disk, asked again until it wants nothing more.
 
-Where it explodes, or will, or loses what it learned: lower learning rates, a longer warm-up, the culprit's initialisation
-scaled to its peers, and clipping, each from the start on the same time-compressed rehearsal of the whole plan; then the
-best two that can be joined. A compressed rehearsal may leave out the step where the plan fails, or fail where the plan
-holds: then they are tried on the plan in full, until three hold, as far as the time allows it. A plan of a few hundred
-steps is tried in full at once.
+Where it explodes, or will, loses what it learned, or learns nothing: lower learning rates (a higher one too where it
+learns nothing), a longer warm-up, the culprit's initialisation scaled to its peers, and clipping, each from the start on
+the same time-compressed rehearsal of the whole plan; then the best two that can be joined. A compressed rehearsal may
+leave out the step where the plan fails, or fail where the plan holds: then they are tried on the plan in full, until
+three hold, as far as the time allows it. A plan of a few hundred steps is tried in full at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from gradscope.diagnosis.depth import GROWN, along_depth
+from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
-from gradscope.diagnosis.learning import collapse, unlearned
+from gradscope.diagnosis.learning import SHARE, at_chance, collapse, unlearned
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
@@ -27,14 +27,14 @@ from gradscope.runs.schema import Trial
 
 LENGTH, LEAST = 100, 20
 CLIP, WHOLE, ENOUGH = "clip", "-whole", 3
-LOWER = (0.5, 0.25, 0.1)
+LOWER, HIGHER = (0.5, 0.25, 0.1), 10.0
 WARM_UP_SHARE = 0.3
 NEEDED = ("exploding", "will-explode")
 
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    needed = judge(run).verdict in NEEDED or unlearned(run) is not None
+    needed = judge(run).verdict in NEEDED or unlearned(run) or at_chance(run)
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
@@ -50,12 +50,14 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
 
 
 def _in_full(run: Run, tried: dict[str, Run]) -> Trial | None:
-    """The next one to try in full: clipping, then single changes, those first that held compressed; none once three held."""
+    """The next one to try in full: clipping, then single changes, those first that held compressed; none once three held.
+    Rates and initial weights are tried even if they did not: what is compressed may be too short to learn.
+    """
     whole = {name for name, one in tried.items() if is_whole(run, one)}
     if horizon(run) > AFFORDED or sum(held(run, tried[name]) for name in whole) >= ENOUGH:
         return None
     left = [name for name, one in tried.items() if name not in whole and name + WHOLE not in whole]
-    hopeful = [name for name in left if held(run, tried[name]) or name.startswith("lr-")]
+    hopeful = [name for name in left if held(run, tried[name]) or name == "init" or name.startswith("lr-")]
 
     def place(name: str) -> tuple[bool, bool, bool, float]:
         return name != CLIP, "+" in name, not held(run, tried[name]), final_loss(run, tried[name])
@@ -84,7 +86,7 @@ def _single(run: Run) -> list[Trial]:
             f"lr *= {factor:g}  # wherever you set it; its peak becomes {peak * factor:.4g}",
             lr_factor=factor,
         )
-        for factor in LOWER
+        for factor in ((*LOWER[1:], HIGHER) if at_chance(run) and not unlearned(run) else LOWER)
     ]
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
@@ -93,7 +95,7 @@ def _single(run: Run) -> list[Trial]:
         what = top.weights or top.name
         paste = f"{_scaled(run, top, scale)}  # before training"
         wanted.append(remedy("init", f"{what} starts × {scale:.3g}", paste, layer=what, layer_scale=scale))
-    elif (depth := along_depth(run)) and depth.total > GROWN:
+    elif (depth := along_depth(run)) and not FADED <= depth.total <= GROWN:
         scale, all_of = 1 / depth.rate, _of_types(run, depth.types)
         note = f"all {len(all_of)} layers of type {' and '.join(depth.types)} start × {scale:.3g}"
         wanted.append(remedy("init", note, _all_scaled(depth.types, scale), layer=", ".join(all_of), layer_scale=scale))
@@ -208,5 +210,9 @@ def _kind(trial: Trial) -> str:
 
 
 def held(run: Run, trial: Run) -> bool:
-    """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned."""
-    return final_loss(run, trial) <= DIVERGED * reference(run).first_loss and collapse(trial.loss) is None
+    """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned; below
+    chance, where the training as it is ends there.
+    """
+    chance, end = at_chance(run), final_loss(run, trial)
+    learned = collapse(trial.loss) is None and (chance is None or end < (1 - SHARE) * chance.before)
+    return learned and end <= DIVERGED * reference(run).first_loss

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from gradscope.diagnosis.learning import unlearned
+from gradscope.diagnosis.learning import at_chance, unlearned
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.verdict import out_of_nothing
@@ -37,8 +38,6 @@ DEPTH = "GS304"
 """The rule that tells of gradients that grow from layer to layer."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
-COLLAPSE = "GS208"
-"""The rule that tells what was learned and lost again."""
 SATURATED = "GS401"
 """The rule that tells that nearly every step is clipped."""
 ACCUSING = (FIRST, "GS302")
@@ -63,14 +62,32 @@ def title(report: Report) -> tuple[str, str]:
 def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
     """The sign and the word of this verdict on a run."""
     symbol, _, word = TITLES[tone(run, verdict)]
-    if verdict.verdict in CALM and unlearned(run):
-        return symbol, "no explosion, but a collapse"
+    if lost := _lost(run, verdict):
+        return symbol, f"no explosion, but {lost.word}"
     return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
 
 
 def tone(run: Run, verdict: Verdict) -> str:
-    """The verdict whose sign and color it wears: a training that loses what it learned is as lost as one that explodes."""
-    return "will-explode" if verdict.verdict in CALM and unlearned(run) else verdict.verdict
+    """The verdict whose sign and color it wears: a training that learns nothing is as lost as one that explodes."""
+    return "will-explode" if _lost(run, verdict) else verdict.verdict
+
+
+class _Lost(NamedTuple):
+    """A training that comes to nothing without an explosion: in a word, as an answer, and the rule that tells more."""
+
+    word: str
+    answer: str
+    code: str
+
+
+COLLAPSES = _Lost("a collapse", "It does not explode, but loses what it learned", "GS208")
+AT_CHANCE = _Lost("nothing learned", "It does not explode, but learns nothing", "GS204")
+
+
+def _lost(run: Run, verdict: Verdict) -> _Lost | None:
+    if verdict.verdict not in CALM:
+        return None
+    return COLLAPSES if unlearned(run) else AT_CHANCE if at_chance(run) else None
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
@@ -98,10 +115,11 @@ def explosion(report: Report) -> Answer:
     best = next((remedy for remedy in report.remedies if remedy.best), None)
     what = "the whole plan" if best and best.whole else f"a rehearsal of {plural(best.steps, 'step')}" if best else ""
     remedy = f"{what} held with: {visible(best.name)}" if best else ""
-    lost = _found(report, COLLAPSE)
+    lost = _lost(report.run, verdict)
+    found = _found(report, lost.code) if lost else None
     unclipped = f"rehearsed without clipping, which is at {number(today)} today" if bare else ""
-    told = (failed, lost.message if lost else "", *verdict.reasons, unclipped, remedy)
-    return Answer("Will it explode?", head, _sentences(told))
+    told = (failed, found.message if found else "", *verdict.reasons, unclipped, remedy)
+    return Answer("Will it explode?", lost.answer if lost else head, _sentences(told))
 
 
 def _later(report: Report, bare: str) -> str:
@@ -115,8 +133,6 @@ def _later(report: Report, bare: str) -> str:
 
 
 def _calm(report: Report) -> str:
-    if unlearned(report.run):
-        return "It does not explode, but loses what it learned"
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
     spared = report.diagnosis.verdict.clipped_at is not None
@@ -142,7 +158,8 @@ def layer(report: Report) -> Answer:
         what = "a batch" if broken.unit is None else "a sample"
         return Answer(question, f"None stands out, but {what} does", _sentences((broken.message, broken.advice)))
     if (along := _found(report, DEPTH)) and along.severity != "info":
-        return Answer(question, "All of them: it grows from layer to layer", _sentences((along.message, along.advice)))
+        way = "grows" if (along.value or 0.0) > 1 else "fades"
+        return Answer(question, f"All of them: it {way} from layer to layer", _sentences((along.message, along.advice)))
     if (outside := _found(report, FIRST)) and outside.subject is None:
         return Answer(question, "None: it did not begin in a layer", _sentences((outside.message, outside.advice)))
     if outside and outside.subject is not None:
@@ -271,6 +288,8 @@ def sureness(report: Report) -> Answer:
     if recommendation is None:
         return Answer(question, "Nothing was measured", _sentences((ahead,)))
     head = "Threshold tried and held" if recommendation.verified else "Threshold not tried"
+    if clip_fails(report):
+        head = "Threshold tried: clipping alone does not put it right"
     if recommendation.max_norm is None:
         untried = "Every threshold tried failed" if recommendation.candidates else "Not tried"
         head = "Training without clipping was tried" if recommendation.verified else untried

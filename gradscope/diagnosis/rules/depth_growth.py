@@ -9,7 +9,8 @@ How it decides
     At the first sampled step: least squares of log ‖∂L/∂out‖ against the number of layers with a matrix behind it,
     embeddings aside; 6 layers at least, and one factor must explain .9 of the variance. Growth by more than 100 × in all:
     an information, a warning where the training explodes, will, or has little headroom. Fading to less than 1/1000: an
-    information. Unit: factor a layer. Only ratios enter, so the scale of the loss does not matter.
+    information, a warning where the training ends at chance. Unit: factor a layer. Only ratios enter, so the scale of the
+    loss does not matter.
 Known problems
     Where branches run side by side, the number of layers is not the depth. Adam divides by the gradient's size, so that it
     trains through more growth than SGD.
@@ -24,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradscope.diagnosis.depth import GROWN, along_depth
+from gradscope.diagnosis.depth import FADED, GROWN, along_depth
+from gradscope.diagnosis.learning import at_chance
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import finding, number
 from gradscope.diagnosis.verdict import judge
@@ -39,7 +41,7 @@ class Settings:
     """`grown` and `faded`: factors from the last layer to the first."""
 
     grown: float = GROWN
-    faded: float = 1e-3
+    faded: float = FADED
 
 
 DEFAULTS = Settings()
@@ -57,7 +59,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     yield finding(
         CODE,
         NAME,
-        "warning" if grows and judge(run).verdict in TROUBLE else "info",
+        "warning" if (judge(run).verdict in TROUBLE if grows else at_chance(run)) else "info",
         f"Back through {len(found.layers)} layers the gradient {'grows' if grows else 'fades to'} {number(found.rate)} × a "
         f"layer as it begins, {total} × in all ({interval}): no single one stands out.",
         f"Begin with {'smaller' if grows else 'larger'} weights (in a plain stack × {level}), normalise, or "

@@ -3,7 +3,10 @@ import pytest
 
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules.learns_nothing import check
-from gradscope.runs.schema import Plan, Trial
+from gradscope.recommendation.remedies import next_remedies
+from gradscope.report.answers import explosion, layer, title
+from gradscope.report.build import build_report
+from gradscope.runs.schema import Parameter, Plan, Trial
 from tests.builders import make_run
 
 NOISE = np.random.default_rng(1).normal(0, 0.01, 400)
@@ -121,3 +124,55 @@ def test_what_will_explode_is_not_called_learning_nothing(tmp_path):
     assert not ending(
         tmp_path, [1e5] * 10, [1e5] * 10, rehearsed=np.concatenate([np.full(100, 4.0), np.full(250, 1e5)])
     )
+
+
+def at_chance(tmp_path, trials=(), **more):
+    """A run of 400 steps whose rehearsal ends at chance, as its targets show; and further trials of 400 steps."""
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    every = tuple(range(400))
+    tried = {
+        name: (Trial("remedy", name, start="initial", indexes=every, note=f"{name}\n{name}"), loss, np.ones(400))
+        for name, loss in trials
+    }
+    pairs = [(i, "target_loss", ["own", "others"], [2.3, 2.3]) for i in range(10)]
+    made = {"x1": (trial, 2.3 + NOISE[:350], np.ones(350)), **tried}
+    loss, plan = 2.3 + NOISE[:50], Plan(total_steps=400)
+    return make_run(tmp_path, np.ones(50), loss=loss, trials=made, trial_probes=pairs, plan=plan, **more)
+
+
+def test_the_headline_says_so_and_remedies_are_tried_with_a_higher_rate_too(tmp_path):
+    run = at_chance(tmp_path)
+    report = build_report(run)
+    assert title(report) == ("▲", "no explosion, but nothing learned")
+    assert explosion(report).answer == "It does not explode, but learns nothing"
+    assert explosion(report).details[0].startswith("The training ends at chance")
+    assert report.diagnosis.verdict.verdict == "stable"
+    assert [one.name for one in next_remedies(run)] == ["lr-0.25", "lr-0.1", "lr-10", "warm-up"]
+
+
+def test_a_remedy_holds_only_below_chance(tmp_path):
+    run = at_chance(tmp_path, [("lr-0.1", 2.28 + NOISE), ("lr-10", np.geomspace(2.3, 1.0, 400))])
+    assert [(one.name, one.held, one.best) for one in build_report(run).remedies] == [
+        ("lr-10", True, True),
+        ("lr-0.1", False, False),
+    ]
+
+
+def test_a_network_whose_gradient_fades_is_to_blame_in_all_its_layers(tmp_path):
+    names = [f"fc{i}" for i in range(10)]
+    parameters = tuple(
+        Parameter(f"{name}.weight", name, "Linear", (4, 4), "float32", i) for i, name in enumerate(names)
+    )
+    probes = [
+        (0, "grad_out_norm", names, (0.25 ** np.arange(9.0, -1, -1)).tolist()),
+        (0, "forward_order", names, np.arange(10.0).tolist()),
+    ]
+    run = at_chance(tmp_path, parameters=parameters, probes=probes)
+    report = build_report(run)
+    assert [(one.code, one.severity) for one in report.diagnosis.findings] == [
+        ("GS204", "warning"),
+        ("GS304", "warning"),
+    ]
+    assert layer(report).answer == "All of them: it fades from layer to layer"
+    (scaled,) = [one for one in next_remedies(run) if one.name == "init"]
+    assert scaled.layer_scale == pytest.approx(4.0)
