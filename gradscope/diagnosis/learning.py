@@ -15,6 +15,8 @@ from gradscope.runs.run import Floats, Run
 SHARE, NONE = 0.03, 0.005
 """What it must learn: a share of the loss. Below `NONE` own targets do no better than others'."""
 PARTS, LAST = 20, 2
+STILL, ENOUGH = 10, 400
+"""Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
 COLLAPSED = 0.5
 MEDIAN_ERROR = 1.2533
 """Standard error of a median, in those of a mean."""
@@ -85,12 +87,32 @@ def lead(trial: Run) -> Lower | None:
 
 
 def at_chance(run: Run) -> Lower | None:
-    """The lead of own targets at the end of the rehearsal, where they do no better and the loss falls no more."""
+    """The lead of own targets at the end of the rehearsal, where they do no better and the loss falls no more.
+
+    What a spec's own `training_step` takes for targets is not known, so that there the loss must never have fallen, either.
+    """
     trial, losses = rehearsal(run), losses_of(run)
     found = lead(trial) if trial is not None else None
-    if found is None or fall(losses[len(losses) // 2 :], 2).at_least(SHARE):
+    if found is None or fall(losses[len(losses) // 2 :], 2).at_least(SHARE) or (_opaque(run) and not _level(losses)):
         return None
     return found if found.less_than(SHARE) and found.share < max(2 * found.error, NONE) else None
+
+
+def nothing_learned(run: Run) -> Lower | None:
+    """`at_chance`, with a loss that never fell, over 400 rehearsed steps or all that are left of the plan."""
+    trial = rehearsal(run)
+    rest = (run.header.plan.total_steps or len(run.step) + ENOUGH) - len(run.step)
+    if trial is None or len(trial.step) < min(ENOUGH, rest) or not _level(losses_of(run)):
+        return None
+    return at_chance(run)
+
+
+def _opaque(run: Run) -> bool:
+    return any(one.piece == "loss" and one.value.endswith("training_step") for one in run.header.pieces)
+
+
+def _level(losses: Floats) -> bool:
+    return len(losses) >= STILL and fall(losses, STILL).less_than(SHARE)
 
 
 def unlearned(run: Run) -> Collapse | None:

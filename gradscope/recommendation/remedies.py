@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
-from gradscope.diagnosis.learning import SHARE, at_chance, collapse, unlearned
+from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
@@ -34,7 +34,7 @@ NEEDED = ("exploding", "will-explode")
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    needed = judge(run).verdict in NEEDED or unlearned(run) or at_chance(run)
+    needed = judge(run).verdict in NEEDED or unlearned(run) or nothing_learned(run)
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
@@ -86,7 +86,7 @@ def _single(run: Run) -> list[Trial]:
             f"lr *= {factor:g}  # wherever you set it; its peak becomes {peak * factor:.4g}",
             lr_factor=factor,
         )
-        for factor in ((*LOWER[1:], HIGHER) if at_chance(run) and not unlearned(run) else LOWER)
+        for factor in ((*LOWER[1:], HIGHER) if nothing_learned(run) and not unlearned(run) else LOWER)
     ]
     steps = min(horizon(run), max(10, int(WARM_UP_SHARE * horizon(run)), 2 * _peak_step(run)))
     wanted.append(remedy("warm-up", f"a warm-up over {steps} steps on top", _warm_up(steps), warm_up=steps))
@@ -213,6 +213,6 @@ def held(run: Run, trial: Run) -> bool:
     """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned; below
     chance, where the training as it is ends there.
     """
-    chance, end = at_chance(run), final_loss(run, trial)
+    chance, end = nothing_learned(run), final_loss(run, trial)
     learned = collapse(trial.loss) is None and (chance is None or end < (1 - SHARE) * chance.before)
     return learned and end <= DIVERGED * reference(run).first_loss

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradscope.diagnosis.learning import at_chance, unlearned
+from gradscope.diagnosis.learning import nothing_learned, unlearned
 from gradscope.diagnosis.model import Finding, Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.verdict import out_of_nothing
@@ -87,7 +87,7 @@ AT_CHANCE = _Lost("nothing learned", "It does not explode, but learns nothing", 
 def _lost(run: Run, verdict: Verdict) -> _Lost | None:
     if verdict.verdict not in CALM:
         return None
-    return COLLAPSES if unlearned(run) else AT_CHANCE if at_chance(run) else None
+    return COLLAPSES if unlearned(run) else AT_CHANCE if nothing_learned(run) else None
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:

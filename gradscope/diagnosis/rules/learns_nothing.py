@@ -13,7 +13,7 @@ How it decides
       rehearsal: median over its last 10 batches, if that is also within two standard errors or below .5 %, and if the loss
       does not fall by 3 % from the third quarter of the steps to the last. Unit: share of the latter. A model at chance does
       as well on either, wherever its loss began. Where it is above 3 %, something was learned, and a loss that stands still
-      is no reason.
+      is no reason. What a spec's own training_step takes for targets is not known: there it must not have fallen, either.
     Less than 400 steps of a plan that was compressed give an "info" in place of a warning. A training that explodes is not
     judged; nor are targets where a loss is not above zero, as a game's or a reward's may be. What had learned and lost it is
     told by GS208.
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.learning import SHARE, at_chance, fall, lead, losses_of, rehearsal, unlearned
+from gradscope.diagnosis.learning import ENOUGH, SHARE, STILL, at_chance, fall, lead, losses_of, rehearsal, unlearned
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import count, finding, number, percent
@@ -53,9 +53,9 @@ class Settings:
     """
 
     share: float = SHARE
-    parts: int = 10
+    parts: int = STILL
     least: int = 100
-    enough: int = 400
+    enough: int = ENOUGH
 
 
 DEFAULTS = Settings()

@@ -6,7 +6,7 @@ from gradscope.diagnosis.rules.learns_nothing import check
 from gradscope.recommendation.remedies import next_remedies
 from gradscope.report.answers import explosion, layer, title
 from gradscope.report.build import build_report
-from gradscope.runs.schema import Parameter, Plan, Trial
+from gradscope.runs.schema import Parameter, Piece, Plan, Trial
 from tests.builders import make_run
 
 NOISE = np.random.default_rng(1).normal(0, 0.01, 400)
@@ -71,13 +71,13 @@ def test_too_few_steps(tmp_path):
 ENDS_AT_CHANCE = np.concatenate([np.linspace(4.0, 2.3, 30), 2.3 + NOISE[:320]])
 
 
-def ending(tmp_path, own, others, rehearsed=ENDS_AT_CHANCE, steps=400):
+def ending(tmp_path, own, others, rehearsed=ENDS_AT_CHANCE, steps=400, **more):
     """What is found where a loss begins above chance and these are measured at the end of its rehearsal."""
     pairs = [(i, "target_loss", ["own", "others"], pair) for i, pair in enumerate(zip(own, others, strict=True))]
     trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 50 + len(rehearsed))))
     trials = {"x1": (trial, rehearsed, rehearsed)}
     loss, plan = 4.0 + NOISE[:50], Plan(total_steps=steps)
-    return list(check(make_run(tmp_path, np.ones(50), loss=loss, trials=trials, trial_probes=pairs, plan=plan)))
+    return list(check(make_run(tmp_path, np.ones(50), loss=loss, trials=trials, trial_probes=pairs, plan=plan, **more)))
 
 
 def test_fires_where_a_loss_ends_at_chance_wherever_it_began(tmp_path):
@@ -176,3 +176,19 @@ def test_a_network_whose_gradient_fades_is_to_blame_in_all_its_layers(tmp_path):
     assert layer(report).answer == "All of them: it fades from layer to layer"
     (scaled,) = [one for one in next_remedies(run) if one.name == "init"]
     assert scaled.layer_scale == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("value", "fires"), [("CrossEntropyLoss()", 1), ("training_step", 0)])
+def test_what_an_opaque_step_takes_for_targets_is_not_known(tmp_path, value, fires):
+    found = ending(tmp_path, 2.3 + NOISE[:10], 2.3 + NOISE[10:20], pieces=(Piece("loss", value, "spec.py:3"),))
+    assert len(found) == fires
+
+
+def test_a_training_that_calibrated_itself_is_not_called_lost_in_the_headline(tmp_path):
+    pairs = [(i, "target_loss", ["own", "others"], [2.3, 2.3]) for i in range(10)]
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    trials = {"x1": (trial, ENDS_AT_CHANCE, np.ones(350))}
+    loss = 4.0 + NOISE[:50]
+    run = make_run(tmp_path, np.ones(50), loss=loss, trials=trials, trial_probes=pairs, plan=Plan(total_steps=400))
+    assert list(check(run))
+    assert title(build_report(run)) == ("●", "stable")
