@@ -80,7 +80,7 @@ def _show(recorded: Recorded) -> None:
 def _verdict(run: Path) -> tuple[int, str]:
     """The place of its verdict among all, the worst first, and the word for it."""
     from gradscope.diagnosis.verdict import judge
-    from gradscope.report.answers import TITLES, titled, tone
+    from gradscope.report.titles import TITLES, titled, tone
     from gradscope.runs.reader import load_run
 
     loaded = load_run(run)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradscope.recommendation.candidates import same_threshold
-from gradscope.report.answers import accused
 from gradscope.report.curves import candidates, ranks, rehearsals, remedies, time_profile
 from gradscope.report.facts import in_use
 from gradscope.report.model import Report
@@ -37,6 +36,7 @@ from gradscope.report.plotting import (
 )
 from gradscope.report.pool import bins, columns_for, pool_max
 from gradscope.report.text import elide, number, visible
+from gradscope.report.which_layer import accused
 from gradscope.runs.run import Run
 
 BOXES = 30

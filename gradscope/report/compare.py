@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.report.answers import answers, title
+from gradscope.report.answers import answers
 from gradscope.report.model import Report
 from gradscope.report.terminal import PIPE, Terminal
 from gradscope.report.text import number, plural, share
+from gradscope.report.titles import title
 
 CHANGED = 15
 SAME = 0.005

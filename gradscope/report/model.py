@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from gradscope.diagnosis.model import Diagnosis, LayerRisk
+from gradscope.diagnosis.model import Diagnosis, Finding, LayerRisk
 from gradscope.diagnosis.ranks import RankLosses, rank_losses
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.cells import Cells, make_cells
@@ -55,6 +55,15 @@ class Remedy:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One question, its answer in few words, and what stands behind it, a sentence each."""
+
+    question: str
+    answer: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A run with everything concluded from it. `caveats`: what these conclusions cannot know, in plain words.
 
@@ -82,6 +91,10 @@ class Report:
     def ranks(self) -> list[RankRow]:
         """A row for each of these ranks."""
         return rank_rows(self.rank_losses)
+
+    def found(self, code: str) -> Finding | None:
+        """The first finding of a rule."""
+        return next((one for one in self.diagnosis.findings if one.code == code), None)
 
     def risk(self, layer: str) -> LayerRisk | None:
         """One layer's place in the ranking; None for a layer that was not ranked."""

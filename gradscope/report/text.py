@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -114,3 +114,8 @@ def log10(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64
     positive = values[values > 0]
     floor = positive.min() if len(positive) else np.nan
     return np.log10(np.where(values > 0, values, np.where(np.isnan(values), np.nan, floor)))
+
+
+def sentences(lines: Iterable[str]) -> tuple[str, ...]:
+    """Each line that says something with a capital letter and a full stop."""
+    return tuple(f"{line[0].upper()}{line[1:]}{'' if line[-1] in '.:!?' else '.'}" for line in lines if line)

@@ -6,7 +6,7 @@ import pytest
 from gradscope.errors import UsageError
 from gradscope.recommendation import recommend
 from gradscope.recommendation.model import Threshold
-from gradscope.report.answers import answers, interval, without_subject
+from gradscope.report.answers import answers, interval
 from gradscope.report.build import build_report
 from gradscope.report.facts import environment, measured
 from gradscope.report.paste import cure, paste_line, pastes
@@ -15,6 +15,7 @@ from gradscope.report.renderers import renderer
 from gradscope.report.renderers.console import render
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.terminal import Terminal
+from gradscope.report.which_layer import without_subject
 from gradscope.runs.schema import Ending, Group, Offender, Optimizer, Plan, Trial
 from tests.builders import make_run
 from tests.report.builders import REPORTS, make_report

@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
-from gradscope.report.answers import title, tone
 from gradscope.report.compare import Change, Comparison
 from gradscope.report.renderers.console import heading, plain_table, to_text
 from gradscope.report.terminal import Terminal
 from gradscope.report.text import elide, number, plural, sparkline, times, visible
+from gradscope.report.titles import title, tone
 
 
 def render_text(comparison: Comparison, terminal: Terminal) -> str:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.diagnosis.model import Finding
-from gradscope.report.answers import LEVELS, SEVERITIES, TITLES, Answer, answers, title, tone, without_subject
-from gradscope.report.model import Report
+from gradscope.report.answers import answers
+from gradscope.report.model import Answer, Report
 from gradscope.report.paste import cure, paste_line
 from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import LayerRow, layer_rows, trial_rows
@@ -28,6 +28,8 @@ from gradscope.report.text import (
     times,
     visible,
 )
+from gradscope.report.titles import LEVELS, SEVERITIES, TITLES, title, tone
+from gradscope.report.which_layer import without_subject
 
 SHOWN_LAYERS, MOST_LAYERS, SHOWN_RANKS = 10, 30, 8
 WIDE = 120

@@ -14,7 +14,7 @@ from gradscope.diagnosis.model import Finding
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Threshold
 from gradscope.report import charts
-from gradscope.report.answers import LEVELS, SEVERITIES, answers, interval, name_of, title, tone, without_subject
+from gradscope.report.answers import answers, interval, name_of
 from gradscope.report.facts import environment, measured
 from gradscope.report.heatmap import make_heatmap
 from gradscope.report.model import Report
@@ -25,6 +25,8 @@ from gradscope.report.ranks import RANK_COLUMNS, apart, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.svg import inline_both
 from gradscope.report.text import number, ordinal, share, steps_range, visible
+from gradscope.report.titles import LEVELS, SEVERITIES, title, tone
+from gradscope.report.which_layer import without_subject
 
 RANKS = {"high": 2, "medium": 1, "low": 0, None: -1}
 MODULES = 200

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from gradscope.report.answers import SEVERITIES, answers, title, without_subject
+from gradscope.report.answers import answers
 from gradscope.report.model import Report
 from gradscope.report.paste import cure, paste_line
 from gradscope.report.ranks import RANK_COLUMNS, rank_cells, ranks_said
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.text import number, plural, share, steps_range, times, visible
+from gradscope.report.titles import SEVERITIES, title
+from gradscope.report.which_layer import without_subject
 
 
 def render(report: Report) -> str:

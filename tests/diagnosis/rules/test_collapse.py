@@ -5,8 +5,9 @@ from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.plan import next_rehearsals
 from gradscope.diagnosis.rules.collapse import check
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.report.answers import explosion, title
+from gradscope.report.answers import explosion
 from gradscope.report.build import build_report
+from gradscope.report.titles import title
 from gradscope.runs.schema import Ending, Group, Optimizer, Plan, Trial
 from tests.builders import make_run
 

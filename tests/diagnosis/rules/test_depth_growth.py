@@ -4,8 +4,8 @@ import pytest
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules.depth_growth import check
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.report.answers import layer
 from gradscope.report.build import build_report
+from gradscope.report.which_layer import layer
 from gradscope.runs.schema import Parameter
 from tests.builders import make_run
 

@@ -4,8 +4,10 @@ import pytest
 from gradscope.diagnosis.model import CannotRunError
 from gradscope.diagnosis.rules.learns_nothing import check
 from gradscope.recommendation.remedies import next_remedies
-from gradscope.report.answers import explosion, layer, title
+from gradscope.report.answers import explosion
 from gradscope.report.build import build_report
+from gradscope.report.titles import title
+from gradscope.report.which_layer import layer
 from gradscope.runs.schema import Parameter, Piece, Plan, Trial
 from tests.builders import make_run
 

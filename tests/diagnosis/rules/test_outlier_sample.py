@@ -7,8 +7,8 @@ import pytest
 
 from gradscope.diagnosis.outliers import next_looks
 from gradscope.diagnosis.rules import outlier_sample
-from gradscope.report.answers import layer
 from gradscope.report.build import build_report
+from gradscope.report.which_layer import layer
 from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
 from tests.diagnosis.test_verdict import rehearsal

@@ -1,0 +1,59 @@
+"""The headline of a report, and the signs of verdicts, levels and severities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gradscope.diagnosis.learning import nothing_learned, unlearned
+from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.window import enough
+from gradscope.report.model import Report
+from gradscope.runs.run import Run
+
+TITLES = {
+    "exploding": ("✖", "X", "exploding"),
+    "will-explode": ("▲", "!", "will explode"),
+    "thin-headroom": ("◆", "~", "thin headroom"),
+    "stable": ("●", "+", "stable"),
+    "unknown": ("?", "?", "not known"),
+}
+LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
+SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
+CALM = ("stable", "thin-headroom", "unknown")
+
+
+def title(report: Report) -> tuple[str, str]:
+    """The sign and the word of the verdict."""
+    return titled(report.run, report.diagnosis.verdict)
+
+
+def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
+    """The sign and the word of this verdict on a run."""
+    symbol, _, word = TITLES[tone(run, verdict)]
+    if lost := lost_without_explosion(run, verdict):
+        return symbol, f"no explosion, but {lost.word}"
+    return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
+
+
+def tone(run: Run, verdict: Verdict) -> str:
+    """The verdict whose sign and color it wears: a training that learns nothing is as lost as one that explodes."""
+    return "will-explode" if lost_without_explosion(run, verdict) else verdict.verdict
+
+
+class Lost(NamedTuple):
+    """A training that comes to nothing without an explosion: in a word, as an answer, and the rule that tells more."""
+
+    word: str
+    answer: str
+    code: str
+
+
+COLLAPSES = Lost("a collapse", "It does not explode, but loses what it learned", "GS208")
+AT_CHANCE = Lost("nothing learned", "It does not explode, but learns nothing", "GS204")
+
+
+def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
+    """How it comes to nothing, where it does and does not explode."""
+    if verdict.verdict not in CALM:
+        return None
+    return COLLAPSES if unlearned(run) else AT_CHANCE if nothing_learned(run) else None
