@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.series import deviation
+from gradscope.diagnosis.series import MEDIAN_ERROR, deviation
 from gradscope.diagnosis.window import NOT_RECOVERED, at_planned_rate, is_nonfinite, of_the_plan
 from gradscope.runs.run import Floats, Run
 
@@ -18,8 +18,6 @@ PARTS, LAST = 20, 2
 STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
 COLLAPSED = 0.5
-MEDIAN_ERROR = 1.2533
-"""Standard error of a median, in those of a mean."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BELOW = 0.5
 """Losses whose median is so far below zero, in sizes, do not only swing around it."""
+MEDIAN_ERROR = 1.2533
+"""Standard error of a median, in those of a mean."""
 Bools = NDArray[np.bool_]
 Indexes = NDArray[np.int64]
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradscope.diagnosis.rehearsals import LOSS_FAILS, Rehearsed, broken_off, reference, rehearsed
-from gradscope.diagnosis.series import level, median, unscaled_norms, usable
+from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
 from gradscope.recommendation.percentiles import clipped_fraction, mean_retained_step
-from gradscope.runs.run import Run
+from gradscope.runs.run import Floats, Run
 from gradscope.runs.schema import Trial
 
 LAST, LAST_SHARE = 20, 10
@@ -37,8 +37,9 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
-    tried again; no clipping where that is as good; among equals, the largest threshold. No clipping alone, tried longer
-    before the time was up, decides nothing. Where the plan in full fails without clipping, what did not clip is not chosen.
+    tried again; no clipping where that is as good, or not surely worse on the same batches; among equals, the largest
+    threshold. No clipping alone, tried longer before the time was up, decides nothing. Where the plan in full fails without
+    clipping, what did not clip is not chosen.
     """
     tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     winner = _decided(run, tried)
@@ -52,7 +53,19 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
     open_to_choice = [one for one in longest if one.clipped_fraction or not plan_fails(run)]
-    return _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
+    winner = _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
+    unclipped = [one for one in open_to_choice if not one.clipped_fraction and one.loss is not None]
+    as_good = [one for one in unclipped if winner and not _worse(run, one.trial, winner.trial)]
+    return max(as_good, key=lambda one: one.max_norm is None, default=winner)
+
+
+def _worse(run: Run, trial: str, other: str) -> bool:
+    """Whether a trial ends surely higher than another of the same batches: by two standard errors of the median difference
+    of their last losses.
+    """
+    apart = _last(run, run.trials[trial]) - _last(run, run.trials[other])
+    middle = median(apart)
+    return middle > 2 * MEDIAN_ERROR * deviation(apart - middle) / math.sqrt(len(apart))
 
 
 def plan_fails(run: Run) -> bool:
@@ -144,9 +157,14 @@ def final_loss(run: Run, trial: Run) -> float:
     Below zero lower is better, as for likelihoods; where any trial of the run fell without bottom (an adversarial loss), the
     size of the loss counts.
     """
-    last = trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]
-    loss = median(np.abs(last)) if _bottomless(run) else level(last)
+    loss = level(_last(run, trial))
     return math.inf if is_nonfinite(trial) or np.isnan(loss) else loss
+
+
+def _last(run: Run, trial: Run) -> Floats:
+    """The last losses; their sizes where a loss of the run has no bottom."""
+    last = trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]
+    return np.abs(last) if _bottomless(run) else last
 
 
 def _bottomless(run: Run) -> bool:

@@ -345,3 +345,17 @@ def test_where_only_no_clipping_was_tried_and_diverged_the_percentile_stands(tmp
     assert (found.max_norm, found.verified) == (pytest.approx(1.95), False)
     assert "no threshold was tried" in found.reason
     assert "does not help" not in found.reason
+
+
+@pytest.mark.parametrize(("noise", "chosen"), [(0.01, 0.5), (1.0, None)])
+def test_a_gain_within_the_noise_of_the_losses_is_none(tmp_path, noise, chosen):
+    own = np.random.default_rng(0)
+    trials = candidate("none", None, np.abs(1.0 + own.normal(0, noise, 400)))
+    trials |= candidate("a", 0.5, np.abs(0.8 + own.normal(0, noise, 400)))
+    assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == chosen
+
+
+def test_noise_that_all_trials_share_hides_no_gain(tmp_path):
+    shared = 1.0 + np.random.default_rng(0).normal(0, 1.0, 400)
+    trials = candidate("none", None, 5.0 + shared) | candidate("a", 0.5, 4.5 + shared)
+    assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == 0.5
