@@ -196,9 +196,8 @@ def _layer_table(rows: list[LayerRow], terminal: Terminal, wide: bool) -> Table:
         cells = [Text(str(row.place)), Text(elide(visible(row.name), name_width))]
         cells += [Text(level, style=STYLES[row.level] if row.level else ""), Text(times(row.factor))]
         cells += [Text(number(row.median)), Text(bar(row.median, low, high, 10, unicode=terminal.unicode))]
-        table.add_row(
-            *cells, *([Text(visible(row.type)), Text(visible(without_subject(row.message, row.name)))] if wide else [])
-        )
+        why = visible(without_subject(row.message, row.name)) if row.message else ""
+        table.add_row(*cells, *([Text(visible(row.type)), Text(why)] if wide else []))
     return table
 
 
