@@ -41,8 +41,10 @@ class Setting:
 
     @cached_property
     def across_blocks(self) -> NDArray[np.str_]:
-        """(L,): the name of each layer with a star for every number, the same in every block: `blocks.*.fc1`."""
-        return np.array([re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name) for layer in self.run.layers], str)
+        """(L,): the name of each layer with a star for every number but a last part, which tells layers of a block apart:
+        `blocks.*.fc1`, `blocks.*.mlp.2`.
+        """
+        return np.array([re.sub(r"(?<![^.])\d+(?=\.)", "*", layer.name) for layer in self.run.layers], str)
 
     @cached_property
     def matrix(self) -> Bools:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation
-from gradscope.diagnosis.window import NOT_RECOVERED, at_planned_rate, is_nonfinite, of_the_plan
+from gradscope.diagnosis.window import at_planned_rate, is_nonfinite, of_the_plan
 from gradscope.runs.run import Floats, Run
 
 SHARE, NONE = 0.03, 0.005
@@ -17,7 +17,7 @@ SHARE, NONE = 0.03, 0.005
 PARTS, LAST = 20, 2
 STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
-COLLAPSED = 0.5
+COLLAPSED, BACK, SURELY = 0.8, 0.7, 4.0
 
 
 @dataclass(frozen=True)
@@ -118,18 +118,31 @@ def unlearned(run: Run) -> Collapse | None:
     optimizer = run.header.optimizer
     if optimizer is not None and len({group.optimizer for group in optimizer.groups}) > 1:
         return None
-    return collapse(losses_of(run), NOT_RECOVERED if at_chance(run) is None else 0.0)
+    return collapse(losses_of(run), BACK if at_chance(run) is None else 0.0)
 
 
-def collapse(losses: Floats, recovered: float = NOT_RECOVERED) -> Collapse | None:
-    """Whether losses, in 20 equal parts and all above zero, fall below half of the first part and of the last two, and these
-    are above `recovered` × the first.
+def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
+    """Whether losses, in 20 equal parts and all above zero, surely fall below .8 of the first part, and of the last two, and
+    these are back up by `back` of what was gained.
     """
     if len(losses) < PARTS or not np.isfinite(losses).all():
         return None
     parts = np.array_split(np.arange(len(losses)), PARTS)
     medians = np.array([np.median(losses[part]) for part in parts])
-    first, end, best = float(medians[0]), float(medians[-LAST:].min()), int(medians.argmin())
-    if not medians[best] > 0 or not medians[best] < COLLAPSED * min(first, end) or not end > recovered * first:
+    noise = deviation(np.concatenate([losses[part] - middle for part, middle in zip(parts, medians, strict=True)]))
+    first, best, end = float(medians[0]), float(medians.min()), float(medians[-LAST:].min())
+    lost = min(first, end) - best
+    if not best > 0 or not best < COLLAPSED * min(first, end) or not end - best > back * (first - best):
         return None
-    return Collapse(first, float(medians[best]), int(parts[best][len(parts[best]) // 2]), end)
+    if not lost > SURELY * MEDIAN_ERROR * noise / np.sqrt(len(parts[0])):
+        return None
+    row = int(medians.argmin())
+    return Collapse(first, best, int(parts[row][len(parts[row]) // 2]), float(medians[-1]))
+
+
+def lost_at_a_tenth(run: Run) -> bool:
+    """Whether the whole plan was tried at a tenth of its learning rate, and lost what it learned there too."""
+    made = [(one, one.header.trial) for one in run.trials.values()]
+    tenth = [one for one, trial in made if trial and trial.kind == "remedy" and trial.name.startswith("lr-0.1")]
+    whole = [one for one in tenth if one.header.trial and len(one.header.trial.indexes) == run.header.plan.total_steps]
+    return any(collapse(one.loss) is not None for one in whole)

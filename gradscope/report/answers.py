@@ -12,7 +12,10 @@ from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, sentences, share, times, visible
 from gradscope.report.titles import lost_without_explosion
 from gradscope.report.which_layer import layer
+from gradscope.runs.run import Run
 
+ADAPTIVE = ("Adam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Rprop")
+"""Optimizers whose steps do not depend on the size of the gradients."""
 SATURATED = "GS401"
 """The rule that tells that nearly every step is clipped."""
 
@@ -90,7 +93,7 @@ def threshold(report: Report) -> Answer:
     if clip_fails(report):
         doubt = "clipping alone does not put this training right: tried as a remedy, it did not hold"
     use = f"in use today: {number(today)}" if today else ""
-    return Answer(question, head, (*sentences((doubt,)), *_evidence(recommendation), *sentences((use,))))
+    return Answer(question, head, (*sentences((doubt,)), *_evidence(recommendation, report.run), *sentences((use,))))
 
 
 def name_of(recommendation: Recommendation) -> str:
@@ -98,9 +101,11 @@ def name_of(recommendation: Recommendation) -> str:
     return "max_norm" if recommendation.by == "norm" else "clip_value"
 
 
-def _evidence(recommendation: Recommendation) -> tuple[str, ...]:
-    kept = recommendation.mean_retained_step
-    keeps = "" if kept is None else f"a {recommendation.mode}: it keeps {share(kept)} of the average step"
+def _evidence(recommendation: Recommendation, run: Run) -> tuple[str, ...]:
+    kept, type_ = recommendation.mean_retained_step, run.header.optimizer.type if run.header.optimizer else ""
+    adapts = any(name in type_ for name in ADAPTIVE)
+    what = f"gradient; {type_} divides a constant factor out again" if adapts and kept and kept < 1 else "step"
+    keeps = "" if kept is None else f"a {recommendation.mode}: it keeps {share(kept)} of the average {what}"
     return sentences((recommendation.reason, keeps))
 
 

@@ -36,10 +36,10 @@ def _clips(remedy: Remedy) -> bool:
 
 def pastes(report: Report) -> list[Paste]:
     """The lines that clip, for every framework, the one that trained or recorded the run first; nothing without a
-    recommendation, or where something else held and clipping did not, or does not help.
+    recommendation, where clipping was tried as a remedy and did not hold, or where something else held and it does not help.
     """
     recommendation = report.recommendation
-    if recommendation is None or (cure(report) and (clip_fails(report) or recommendation.max_norm is None)):
+    if recommendation is None or clip_fails(report) or (cure(report) and recommendation.max_norm is None):
         return []
     own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)

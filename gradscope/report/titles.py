@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gradscope.diagnosis.learning import nothing_learned, unlearned
+from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned
 from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
@@ -56,4 +56,6 @@ def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
     """How it comes to nothing, where it does and does not explode."""
     if verdict.verdict not in CALM:
         return None
-    return COLLAPSES if unlearned(run) else AT_CHANCE if nothing_learned(run) else None
+    if unlearned(run):
+        return None if lost_at_a_tenth(run) else COLLAPSES
+    return AT_CHANCE if nothing_learned(run) else None

@@ -52,8 +52,7 @@ def layer(report: Report) -> Answer:
         return Answer(question, "Not known", sentences((report.unranked, "measure them with: gradscope analyze")))
     if broke := _broke_ahead(report):
         return Answer(question, f"None stands out, but {visible(broke[0])} breaks first", sentences((broke[1],)))
-    nearest = f"nearest to it is the layer {visible(ranked[0].name)}" if ranked[0].component else ""
-    return Answer(question, "None stands out", sentences((nearest,)))
+    return Answer(question, "None stands out", ())
 
 
 def _broke_ahead(report: Report) -> tuple[str, str] | None:

@@ -309,6 +309,14 @@ def test_a_block_whose_stream_is_not_normalised_is_named_among_its_like(tmp_path
     assert second.level == "low"
 
 
+def test_layers_of_a_block_that_differ_by_a_number_are_no_siblings(tmp_path):
+    names = [f"blocks.{i}.mlp.{leaf}" for i in range(3) for leaf in (0, 2)]
+    parameters = tuple(p for i, name in enumerate(names) for p in linear(name, i))
+    flags = [0.0 if name.endswith("2") else 1.0 for name in names]
+    run = run_with(tmp_path, parameters, scales_of(parameters), (0, "fed_normalised", names, flags))
+    assert {risk.level for risk in rank_layers(run)} == {"low"}
+
+
 def test_what_is_bare_in_every_block_is_a_recipe(tmp_path):
     names = [f"stages.{i}.{leaf}" for i in range(4) for leaf in ("conv", "mix", "out", "down")]
     parameters = tuple(p for i, name in enumerate(names) for p in linear(name, i))

@@ -7,9 +7,11 @@ Why it matters
     small gradients.
 How it decides
     Over the recorded steps followed by the rehearsal at the planned learning rate, where there is one; at least 100 steps
-    together, in 20 equal parts. The best median of a part is below half of the first and of the last two, and these are
-    above .75 × the first, or no better than chance as GS204 measures it. Unit: the last loss ÷ the first. Only of losses
-    above zero, of one optimizer: a game of several may well end where it began. A training that explodes is not judged.
+    together, in 20 equal parts. The best median of a part is below .8 of the first and of the last two, by four standard
+    errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it. Unit: the share
+    of the gain that is lost again. Only of losses above zero, of one optimizer: a game of several may well end where it
+    began. A training that explodes is not judged. Where a tenth of the learning rate was tried and lost it too, it is an
+    information: something else changes there.
 Known problems
     Where the data or the objective changes, as from task to task, a loss may come back up and be well.
 What to do
@@ -24,15 +26,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.learning import losses_of, rehearsal, unlearned
+from gradscope.diagnosis.learning import BACK, losses_of, lost_at_a_tenth, rehearsal, unlearned
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import NOT_RECOVERED, of_the_plan
+from gradscope.diagnosis.window import of_the_plan
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS208", "collapse"
 LEAST = 100
+LOWER = "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well."
+CHANGED = "A tenth of the rate loses it too: look at what changes in the data or the objective there; it may be well."
 EXPLODES = ("exploding", "will-explode")
 
 
@@ -47,18 +51,27 @@ def check(run: Run) -> Iterator[Finding]:
     recorded, trial = int(np.isfinite(run.loss).sum()), rehearsal(run)
     bare = ", without clipping" if trial and run.header.plan.max_norm and of_the_plan(trial) else ""
     after = f" and {count(len(losses) - recorded, 'rehearsed one')}{bare}" if trial else ""
+    at, changed = _step(run, found.row), lost_at_a_tenth(run)
     yield finding(
         CODE,
         NAME,
-        "warning",
-        f"It loses what it learned: the loss falls from {number(found.first)} to {number(found.best)} and ends at "
-        f"{number(found.end)}, after {count(recorded, 'recorded step')}{after}.",
-        "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well.",
-        steps=(int(run.step[0]), int(run.step[-1])),
-        value=found.end / found.first,
-        limit=NOT_RECOVERED,
-        unit="the first loss",
+        "info" if changed else "warning",
+        f"It loses what it learned: the loss falls from {number(found.first)} to {number(found.best)}, about step {at:,}, "
+        f"and ends at {number(found.end)}, after {count(recorded, 'recorded step')}{after}.",
+        CHANGED if changed else LOWER,
+        steps=(at, _step(run, len(losses) - 1)),
+        value=(found.end - found.best) / (found.first - found.best),
+        limit=BACK,
+        unit="share of the gain",
     )
+
+
+def _step(run: Run, row: int) -> int:
+    """The step of the plan of one of the finite losses of the recorded steps and the rehearsal after them."""
+    trial, known = rehearsal(run), run.step[np.isfinite(run.loss)]
+    if row < len(known) or trial is None or trial.header.trial is None:
+        return int(known[min(row, len(known) - 1)])
+    return int(trial.header.trial.indexes[row - len(known)])
 
 
 RULE = Rule(CODE, NAME, check)

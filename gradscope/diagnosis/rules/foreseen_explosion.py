@@ -23,12 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradscope.diagnosis.learning import nothing_learned, unlearned
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding, number
 from gradscope.diagnosis.verdict import judge, out_of_nothing
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS206", "foreseen-explosion"
+CARE, LATER = "Raise the learning rate with care.", "Let it learn first."
 
 
 def check(run: Run) -> Iterator[Finding]:
@@ -53,7 +55,9 @@ def check(run: Run) -> Iterator[Finding]:
         else f"The rest of the plan holds as planned, but not at {number(headroom)} × its learning rate.",
         "Take the best of the remedies that were tried, where one held."
         if sure
-        else "Raise the learning rate with care.",
+        else LATER
+        if unlearned(run) or nothing_learned(run)
+        else CARE,
         value=headroom,
         unit="times the planned learning rate",
     )

@@ -6,9 +6,9 @@ Why it matters
     Clipping then no longer guards against rare large steps: it sets the length of every step, so under plain SGD it is a
     change of the learning rate, and under Adam it does nearly nothing.
 How it decides
-    Share of the usable steps whose pre-clip norm is above the threshold in force at that step: more than .90. Unit:
-    clipped fraction (0–1). At least 10 steps. In norms read after clipping a step at .999 of the threshold counts. Where
-    a trial at this threshold held, it is an information.
+    Share of the usable steps whose pre-clip norm is above the threshold in force at that step: more than .90. Unit: clipped
+    fraction (0–1). At least 10 steps. In norms read after clipping a step at .999 of the threshold counts. Where a trial at
+    this threshold held and none of the same steps ended at a loss below .8 of its own, it is an information.
 Known problems
     Some recipes mean it (normalised gradients). A window inside the warm-up may clip more than the training will.
 What to do
@@ -25,10 +25,13 @@ from dataclasses import dataclass
 from gradscope.diagnosis.as_today import held_as_today
 from gradscope.diagnosis.clipping import clipped_steps
 from gradscope.diagnosis.model import Finding, Rule
+from gradscope.diagnosis.rehearsals import Rehearsed
 from gradscope.diagnosis.series import count, finding, median, number, percent
+from gradscope.diagnosis.window import is_nonfinite, late_loss
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS401", "saturated-clipping"
+CLEARLY = 1.25
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         "" if run.header.measured_at == "post_clip" else f"; the median norm (pre-clip) is {number(median(seen.norms))}"
     )
     held = max(held_as_today(run), key=lambda one: one.length, default=None)
+    held = None if held and _ended_lower(run, held) else held
     tried = f"It held over {count(held.length, 'trial step')}" if held else ""
     yield finding(
         CODE,
@@ -66,6 +70,15 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         limit=settings.fraction,
         unit="clipped fraction",
     )
+
+
+def _ended_lower(run: Run, held: Rehearsed) -> bool:
+    """Whether another trial of the same steps ended clearly lower."""
+    own, steps = run.trials[held.name], run.trials[held.name].header.trial
+    alike = [one for one in run.trials.values() if (made := one.header.trial) and made.kind == "candidate"]
+    same = [one for one in alike if steps and one.header.trial and one.header.trial.indexes == steps.indexes]
+    ends = [late_loss(one) for one in same if not is_nonfinite(one)]
+    return late_loss(own) > CLEARLY * min(ends) > 0
 
 
 RULE = Rule(CODE, NAME, check)

@@ -84,3 +84,16 @@ def test_a_step_limiter_that_was_tried_and_held_is_an_information(tmp_path, loss
     (finding,) = saturated_clipping.check(run)
     assert finding.severity == severity
     assert ("It held over 100 trial steps" in finding.advice) == (severity == "info")
+
+
+def test_a_step_limiter_is_a_warning_where_another_threshold_ends_clearly_lower(tmp_path):
+    def tried(name, limit, loss):
+        trial = Trial("candidate", name, max_norm=limit, start="initial", indexes=tuple(range(400)))
+        return {name: (trial, np.full(400, loss), np.full(400, 5.0))}
+
+    for other, severity in ((0.9, "info"), (0.5, "warning")):
+        trials = tried("clip-in-use", 1.0, 1.0) | tried("clip-none", None, other)
+        plan = Plan(total_steps=400, max_norm=1.0)
+        run = make_run(tmp_path / str(other), [5.0] * 30, plan=plan, trials=trials)
+        (finding,) = saturated_clipping.check(run)
+        assert finding.severity == severity

@@ -33,11 +33,12 @@ def run_with(tmp_path, rehearsed, scale=1.0, own=None, **changes):
 def test_fires_on_a_loss_that_comes_back_up(tmp_path, scale):
     (finding,) = check(run_with(tmp_path, losses(2.3), scale))
     assert (finding.code, finding.severity) == ("GS208", "warning")
-    assert finding.value == pytest.approx(2.3 / 2.2, rel=0.05)
+    assert finding.value == pytest.approx((2.3 - 0.2) / (2.2 - 0.2), rel=0.05)
+    assert (finding.first_step, finding.last_step) == (250, 399)
     assert "after 50 recorded steps and 350 rehearsed ones" in finding.message
 
 
-@pytest.mark.parametrize(("end", "lowest", "fires"), [(1.8, 0.2, 1), (1.5, 0.2, 0), (2.3, 1.0, 1), (2.3, 1.3, 0)])
+@pytest.mark.parametrize(("end", "lowest", "fires"), [(1.8, 0.2, 1), (1.5, 0.2, 0), (2.3, 1.6, 1)])
 def test_limits(tmp_path, end, lowest, fires):
     assert len(list(check(run_with(tmp_path, losses(end, lowest))))) == fires
 
@@ -120,3 +121,41 @@ def test_a_rehearsal_that_ends_in_a_nonfinite_gradient_tells_nothing_of_learning
     trials = {"x1": (trial, losses(2.3), np.r_[np.ones(349), np.inf], Ending("nonfinite", 350))}
     with pytest.raises(CannotRunError, match="50 loss values"):
         list(check(make_run(tmp_path, np.ones(50), loss=WINDOW, trials=trials, plan=Plan(total_steps=400))))
+
+
+@pytest.mark.parametrize(("constant", "fires"), [(7.0, 1), (9.0, 0)])
+def test_a_fifth_must_be_gained(tmp_path, constant, fires):
+    loss = np.r_[WINDOW, losses(2.3)] + constant
+    assert len(list(check(make_run(tmp_path, np.ones(400), loss=loss)))) == fires
+
+
+def test_noise_is_no_collapse(tmp_path):
+    loss = np.r_[WINDOW, losses(2.3)] + 5.0
+    assert list(check(make_run(tmp_path / "calm", np.ones(400), loss=loss)))
+    noisy = loss + np.random.default_rng(0).normal(0, 3.0, 400)
+    assert not list(check(make_run(tmp_path / "noisy", np.ones(400), loss=noisy)))
+
+
+def test_what_a_tenth_of_the_rate_loses_too_is_the_data_s_doing(tmp_path):
+    steps = tuple(range(400))
+    for end, severity in ((0.2, "warning"), (2.3, "info")):
+        tenth = (
+            Trial("remedy", "lr-0.1", start="initial", indexes=steps, note="tenth\n"),
+            np.r_[WINDOW, losses(end)],
+            np.ones(400),
+        )
+        x1 = Trial("rehearsal", "x1", indexes=steps[50:]), losses(2.3), np.ones(350)
+        folder, plan = tmp_path / str(end), Plan(total_steps=400)
+        run = make_run(folder, np.ones(50), loss=WINDOW, trials={"x1": x1, "lr-0.1": tenth}, plan=plan)
+        (finding,) = check(run)
+        assert finding.severity == severity
+        assert ("data or the objective there" in finding.advice) == (severity == "info")
+        assert (title(build_report(run))[1] == "no explosion, but a collapse") == (severity == "warning")
+
+
+def test_a_remedy_that_ends_as_high_is_none(tmp_path):
+    steps = tuple(range(400))
+    warm = Trial("remedy", "warm-up", start="initial", indexes=steps, note="warm\n"), np.full(400, 2.25), np.ones(400)
+    x1 = Trial("rehearsal", "x1", indexes=steps[50:]), losses(2.3), np.ones(350)
+    run = make_run(tmp_path, np.ones(50), loss=WINDOW, trials={"x1": x1, "warm-up": warm}, plan=Plan(total_steps=400))
+    assert [(one.held, one.best) for one in build_report(run).remedies] == [(False, False)]
