@@ -29,6 +29,7 @@ from gradscope.runs.run import Run
 from gradscope.runs.schema import Ending
 from gradscope.runs.writer import write_header
 from gradscope.workload import Overrides, read_workload
+from gradscope.workload.on_policy import watching_draws
 
 if TYPE_CHECKING:
     from gradscope.report.model import Report
@@ -37,6 +38,10 @@ __all__ = ["analyze", "verify_run"]
 
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
+ON_POLICY = (
+    "The data function calls the model: rehearsals and trials take batches that are drawn ahead, from the model as it is then: "
+    "that is not what the training will see later."
+)
 REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
 """Of the time left, what rehearsals and then the proving of thresholds may take; remedies have the rest."""
 
@@ -95,7 +100,10 @@ def _analyze_once(
     session = Session(workload, recorder, watcher, time.monotonic() + budget)
     if rehearse or verify:
         snapshot(session, "initial")
-    ending = _record(session, recorder, steps)
+    with watching_draws(workload) as called:
+        ending = _record(session, recorder, steps)
+    if called:
+        session.note(ON_POLICY)
     if ending.how != "interrupted":
         _try(session, rehearse, verify)
     return session.directory

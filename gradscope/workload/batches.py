@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ class StreamBatches:
         self._ahead_bytes = self._used_bytes = self._drawn_bytes = 0
         self._drawing_seconds = 0.0
         self._ended = False
+        self.drawing: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What is entered while a batch is drawn."""
 
     def at(self, index: int) -> Any:
         """The batch of micro-step `index`, a copy that the model may change.
@@ -139,7 +142,8 @@ class StreamBatches:
                 "data that is fetched by index (a Dataset) has no such limit"
             )
         began = time.monotonic()
-        batch = copied(self._timeline.run(self._next))
+        with self.drawing():
+            batch = copied(self._timeline.run(self._next))
         self._drawing_seconds += time.monotonic() - began
         size = nbytes(batch)
         self._drawn_bytes += size

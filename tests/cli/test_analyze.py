@@ -339,3 +339,77 @@ def test_checkpointed_activations_are_not_read_twice(here: Path, capsys: pytest.
     found = {finding["code"]: finding for finding in report["findings"]}
     assert report["run"]["ending"]["how"] == "nonfinite"
     assert "the loss was nonfinite before any gradient" in found["GS101"]["message"]
+
+
+ROLLOUTS = """
+import torch
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 1)
+def data():
+    while True:
+        inputs = torch.randn(4, 3)
+        with torch.no_grad():
+            made = {made}
+        yield inputs, made
+loss = torch.nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+total_steps = 60
+"""
+
+
+@pytest.mark.parametrize(("made", "told"), [("model(inputs)", True), ("inputs[:, :1]", False)])
+def test_data_that_the_model_makes_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], made: str, told: bool
+) -> None:
+    report = analyzed(here, capsys, ROLLOUTS.replace("{made}", made), "--quick")
+    assert any("The data function calls the model" in caveat for caveat in report["caveats"]) is told
+
+
+DIES = """
+import torch
+torch.manual_seed(0)
+rows = torch.randn(512, 16)
+data, batch_size = (rows, rows[:, :4].argmax(1)), 32
+model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.ReLU(),
+    torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+loss = torch.nn.CrossEntropyLoss()
+optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 3e-3 + 0.5 * (step / 400) ** 6)
+total_steps = 400
+"""
+
+
+def test_a_training_that_dies_at_its_peak_rate_collapses_and_a_lower_rate_holds(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = analyzed(here, capsys, DIES)
+    (found,) = [finding for finding in report["findings"] if finding["code"] == "GS208"]
+    assert found["severity"] == "warning"
+    assert 50 < found["first_step"] < 400
+    best = next(remedy for remedy in report["remedies"] if remedy["best"])
+    assert best["trial"].startswith("lr-0.1")
+
+
+DEEP = """
+import torch
+torch.manual_seed(0)
+rows = torch.randn(512, 24)
+data, batch_size = (rows, rows[:, :4].argmax(1)), 32
+layers = [part for _ in range(16) for part in (torch.nn.Linear(24, 24), torch.nn.ReLU())]
+model = torch.nn.Sequential(*layers, torch.nn.Linear(24, 4))
+loss = torch.nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+total_steps = 400
+"""
+
+
+def test_a_deep_stack_that_learns_nothing_is_told_to_begin_with_larger_weights(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = analyzed(here, capsys, DEEP)
+    found = {finding["code"]: finding for finding in report["findings"]}
+    assert {"GS204", "GS304"} <= set(found)
+    assert 0.3 < found["GS304"]["value"] < 0.5
+    best = next(remedy for remedy in report["remedies"] if remedy["best"])
+    assert best["trial"].startswith("init")
+    assert best["name"].startswith("all 17 layers of type Linear start × 2.")
