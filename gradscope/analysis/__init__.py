@@ -39,7 +39,7 @@ __all__ = ["analyze", "verify_run"]
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
 ON_POLICY = (
-    "The data function calls the model: rehearsals and trials take batches that are drawn ahead, from the model as it is then: "
+    "The data function calls the model: rehearsals and trials take batches drawn ahead, from the model as it is then: "
     "that is not what the training will see later."
 )
 REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
