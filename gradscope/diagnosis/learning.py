@@ -14,7 +14,7 @@ from gradscope.runs.run import Floats, Run
 
 SHARE, NONE = 0.03, 0.005
 """What it must learn: a share of the loss. Below `NONE` own targets do no better than others'."""
-PARTS, LAST = 20, 2
+LEAST, PARTS, LAST = 100, 20, 2
 STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
 COLLAPSED, BACK, SURELY = 0.8, 0.7, 4.0
@@ -114,11 +114,11 @@ def _level(losses: Floats) -> bool:
 
 
 def unlearned(run: Run) -> Collapse | None:
-    """The collapse of a training of one optimizer; a game of several ends where its players are even."""
-    optimizer = run.header.optimizer
-    if optimizer is not None and len({group.optimizer for group in optimizer.groups}) > 1:
+    """The collapse of a training of one optimizer, over 100 steps at least; a game of several may end where it began."""
+    optimizer, losses = run.header.optimizer, losses_of(run)
+    if len(losses) < LEAST or (optimizer is not None and len({group.optimizer for group in optimizer.groups}) > 1):
         return None
-    return collapse(losses_of(run), BACK if at_chance(run) is None else 0.0)
+    return collapse(losses, BACK if at_chance(run) is None else 0.0)
 
 
 def collapse(losses: Floats, back: float = BACK) -> Collapse | None:

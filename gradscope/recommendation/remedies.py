@@ -18,7 +18,7 @@ from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
 from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import NOT_RECOVERED, broken_data
+from gradscope.diagnosis.window import broken_data
 from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, recommended, stretch
 from gradscope.recommendation.plan import FINAL
 from gradscope.recommendation.snippets import IN_CLOSURE, PLACE, UNSCALE, uses_closure, uses_scaler
@@ -211,11 +211,11 @@ def _kind(trial: Trial) -> str:
 
 def held(run: Run, trial: Run) -> bool:
     """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned; where
-    the training as it is ends at chance or loses what it learned, surely below that.
+    the training as it is ends at chance, below that; where it loses what it learned, nearer to the best than to its end.
     """
     end, limit = final_loss(run, trial), DIVERGED * reference(run).first_loss
     if chance := nothing_learned(run):
         limit = (1 - SHARE) * chance.before
-    elif lost := unlearned(run):
-        limit = NOT_RECOVERED * lost.end
+    elif judge(run).verdict not in NEEDED and (lost := unlearned(run)):
+        limit = (lost.best + lost.end) / 2
     return end <= limit and collapse(trial.loss) is None

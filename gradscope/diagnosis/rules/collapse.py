@@ -1,7 +1,7 @@
 """GS208 collapse: the training learns, and loses again what it had learned.
 
 What it detects
-    A loss that falls, comes back up to where guessing is, and stays there, though nothing explodes.
+    A loss that falls and ends most of the way back up, or where guessing is, though nothing explodes.
 Why it matters
     The run is lost as if it had exploded, and no norm need show it: units that died or saturated under steps too large leave
     small gradients.
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.learning import BACK, losses_of, lost_at_a_tenth, rehearsal, unlearned
+from gradscope.diagnosis.learning import BACK, LEAST, losses_of, lost_at_a_tenth, rehearsal, unlearned
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
@@ -34,7 +34,6 @@ from gradscope.diagnosis.window import of_the_plan
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS208", "collapse"
-LEAST = 100
 LOWER = "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well."
 CHANGED = "A tenth of the rate loses it too: look at what changes in the data or the objective there; it may be well."
 EXPLODES = ("exploding", "will-explode")

@@ -62,6 +62,11 @@ def test_an_explosion_is_told_by_others(tmp_path):
     assert not list(check(make_run(tmp_path, np.r_[np.ones(399), np.inf], loss=loss)))
 
 
+def test_a_short_window_is_not_called_a_collapse(tmp_path):
+    loss = np.r_[np.linspace(2.3, 0.1, 30), np.full(20, 2.3)]
+    assert title(build_report(make_run(tmp_path, np.ones(50), loss=loss)))[1] == "no explosion so far"
+
+
 def test_too_few_steps(tmp_path):
     with pytest.raises(CannotRunError, match="50 loss values, rehearsals included; 100 are needed"):
         list(check(make_run(tmp_path, np.ones(50), loss=WINDOW)))
