@@ -17,7 +17,7 @@ Known problems
 What to do
     Lower the learning rate, or its peak; where rehearsed, remedies were tried and are in the report.
 References
-    Measured on the plans of benchmarks/accuracy and on trainings whose rate rises until they die.
+    Measured on 424 small trainings, of which it tells 18, whose rates rise or whose data change.
 """
 
 from __future__ import annotations
