@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.series import MEDIAN_ERROR, deviation
+from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms
 from gradscope.diagnosis.window import at_planned_rate, is_nonfinite, of_the_plan
 from gradscope.runs.run import Floats, Run
 
@@ -17,6 +17,8 @@ SHARE, NONE = 0.03, 0.005
 LEAST, PARTS, LAST = 100, 20, 2
 STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
+FIRST, GONE, LAST_SHARE = 20, 1e-9, 10
+"""First steps to compare with; a share of their norm below which there is none; one step in so many must have none."""
 COLLAPSED, BACK, SURELY = 0.8, 0.7, 4.0
 
 
@@ -146,3 +148,26 @@ def lost_at_a_tenth(run: Run) -> bool:
     tenth = [one for one, trial in made if trial and trial.kind == "remedy" and trial.name.startswith("lr-0.1")]
     whole = [one for one in tenth if one.header.trial and len(one.header.trial.indexes) == run.header.plan.total_steps]
     return any(collapse(one.loss) is not None for one in whole)
+
+
+def vanished(run: Run) -> int | None:
+    """The step of the plan from which on no gradient is left, over the recorded steps and the rehearsal after them."""
+    trial = rehearsal(run)
+    parts = [(run, run.step)]
+    if trial is not None and trial.header.trial is not None:
+        parts.append((trial, np.asarray(trial.header.trial.indexes)[: len(trial.step)]))
+    row = without_gradient([part for part, _ in parts])
+    return None if row is None else int(np.concatenate([steps for _, steps in parts])[row])
+
+
+def without_gradient(parts: list[Run]) -> int | None:
+    """The row from which on no gradient is left, though there is a loss, of runs that follow each other; None where some is.
+    At least 20 rows and a tenth of all.
+    """
+    norms = np.concatenate([unscaled_norms(part) for part in parts])
+    losses = np.concatenate([part.loss for part in parts])
+    left = np.flatnonzero(~(norms <= GONE * median(norms[:FIRST])))
+    begin = int(left[-1]) + 1 if len(left) else len(norms)
+    if len(norms) - begin < max(FIRST, len(norms) // LAST_SHARE):
+        return None
+    return begin if level(losses[begin:]) > SHARE * abs(median(losses[:FIRST])) else None

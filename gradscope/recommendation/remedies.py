@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
-from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned
+from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, reference
@@ -34,7 +34,8 @@ NEEDED = ("exploding", "will-explode")
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    needed = judge(run).verdict in NEEDED or unlearned(run) or nothing_learned(run)
+    lost = unlearned(run) or nothing_learned(run) or vanished(run) is not None
+    needed = lost or judge(run).verdict in NEEDED
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
@@ -218,4 +219,4 @@ def held(run: Run, trial: Run) -> bool:
         limit = (1 - SHARE) * chance.before
     elif judge(run).verdict not in NEEDED and (lost := unlearned(run)):
         limit = (lost.best + lost.end) / 2
-    return end <= limit and collapse(trial.loss) is None
+    return end <= limit and collapse(trial.loss) is None and without_gradient([trial]) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned
+from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned, vanished
 from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
@@ -49,6 +49,7 @@ class Lost(NamedTuple):
 
 
 COLLAPSES = Lost("a collapse", "It does not explode, but loses what it learned", "GS208")
+VANISHED = Lost("no gradient left", "It does not explode, but its gradient vanishes", "GS209")
 AT_CHANCE = Lost("nothing learned", "It does not explode, but learns nothing", "GS204")
 
 
@@ -58,4 +59,6 @@ def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
         return None
     if unlearned(run):
         return None if lost_at_a_tenth(run) else COLLAPSES
+    if vanished(run) is not None:
+        return VANISHED
     return AT_CHANCE if nothing_learned(run) else None
