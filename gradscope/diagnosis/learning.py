@@ -19,7 +19,7 @@ STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
 FIRST, GONE, LAST_SHARE = 20, 1e-9, 10
 """First steps to compare with; a share of their norm below which there is none; one step in so many must have none."""
-COLLAPSED, BACK, SURELY = 0.8, 0.7, 4.0
+COLLAPSED, BACK, AGAIN, SURELY = 0.8, 0.7, 0.7, 4.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def unlearned(run: Run) -> Collapse | None:
 
 def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
     """Whether losses, in 20 equal parts and all above zero, surely fall below .8 of the first part, and of the last two, and
-    these are back up by `back` of what was gained.
+    these are back up by `back` of what was gained, and in the last quarter do not fall by .3 again.
     """
     if len(losses) < PARTS or not np.isfinite(losses).all():
         return None
@@ -136,7 +136,7 @@ def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
     lost = min(first, end) - best
     if not best > 0 or not best < COLLAPSED * min(first, end) or not end - best > back * (first - best):
         return None
-    if not lost > SURELY * MEDIAN_ERROR * noise / np.sqrt(len(parts[0])):
+    if medians[-1] < AGAIN * medians[-PARTS // 4] or not lost > SURELY * MEDIAN_ERROR * noise / np.sqrt(len(parts[0])):
         return None
     row = int(medians.argmin())
     return Collapse(first, best, int(parts[row][len(parts[row]) // 2]), float(medians[-1]))

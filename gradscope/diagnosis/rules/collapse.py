@@ -8,10 +8,10 @@ Why it matters
 How it decides
     Over the recorded steps followed by the rehearsal at the planned learning rate, where there is one; at least 100 steps
     together, in 20 equal parts. The best median of a part is below .8 of the first and of the last two, by four standard
-    errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it. Unit: the share
-    of the gain that is lost again. Only of losses above zero, of one optimizer: a game of several may well end where it
-    began. A training that explodes is not judged. Where a tenth of the learning rate was tried and lost it too, it is an
-    information: something else changes there.
+    errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it, and do not fall
+    by .3 again in the last quarter. Unit: the share of the gain that is lost again. Only of losses above zero, of one
+    optimizer: a game of several may well end where it began. A training that explodes is not judged. Where a tenth of the
+    learning rate was tried and lost it too, it is an information: something else changes there.
 Known problems
     Where the data or the objective changes, as from task to task, a loss may come back up and be well.
 What to do

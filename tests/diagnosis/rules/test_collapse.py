@@ -134,6 +134,13 @@ def test_a_fifth_must_be_gained(tmp_path, constant, fires):
     assert len(list(check(make_run(tmp_path, np.ones(400), loss=loss)))) == fires
 
 
+@pytest.mark.parametrize(("end", "fires"), [(2.3, 1), (2.0, 1), (1.8, 0)])
+def test_what_learns_again_at_the_end_is_no_collapse(tmp_path, end, fires):
+    """As after a change of the task: above where it began, and on its way down."""
+    again = np.concatenate([np.geomspace(1.7, 0.2, 200), np.full(40, 3.0), np.geomspace(3.0, end, 110)]) + NOISE
+    assert len(list(check(run_with(tmp_path, again)))) == fires
+
+
 def test_noise_is_no_collapse(tmp_path):
     loss = np.r_[WINDOW, losses(2.3)] + 5.0
     assert list(check(make_run(tmp_path / "calm", np.ones(400), loss=loss)))
