@@ -87,9 +87,9 @@ def _text(
     from gradscope.runs.schema import to_json
 
     if framework:
-        from gradscope.recommendation.snippets import snippet, uses_closure, uses_scaler
+        from gradscope.recommendation.snippets import snippet_for
 
-        return snippet(framework, answer, scaled=uses_scaler(run), closure=uses_closure(run))
+        return snippet_for(run, framework, answer)
     if quiet:
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"
     if output_format == "json":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradscope.diagnosis.rehearsals import Rehearsed, broken_off, ended, horizon, judged, played, reference
+from gradscope.diagnosis.rehearsals import Rehearsed, broken_off, ended, horizon, judged, played, recommended, reference
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -15,7 +15,7 @@ SAME_LIMIT = 0.02
 
 
 def clipped_again(run: Run, trial: Trial) -> Trial | None:
-    """`trial` clipped as the plan is, at max_norm × √compression, as it is for thresholds (recommendation.candidates)."""
+    """`trial` clipped as the plan is, at max_norm × √compression, as it is for thresholds (`stretch`)."""
     limit, indexes = run.header.plan.max_norm, trial.indexes
     if not limit or not indexes:
         return None
@@ -52,8 +52,7 @@ def held_as_today(run: Run) -> Iterator[Rehearsed]:
     base, limit = reference(run), run.header.plan.max_norm
     for trial in run.trials.values():
         made = trial.header.trial
-        if limit and made and made.kind == "candidate" and made.max_norm and made.indexes:
-            stretch = math.sqrt((made.indexes[-1] + 1) / len(made.indexes))
-            as_today = abs(made.max_norm / stretch / limit - 1) < SAME_LIMIT and ended(trial) and not broken_off(trial)
+        if limit and made and made.kind == "candidate" and made.indexes and (stands_for := recommended(made)):
+            as_today = abs(stands_for / limit - 1) < SAME_LIMIT and ended(trial) and not broken_off(trial)
             if as_today and not (found := judged(run, trial, base, made)).failed:
                 yield found

@@ -1,5 +1,5 @@
 """What a training learns over its recorded steps and the rehearsal of the plan that follows them: how far its loss falls,
-whether it does better than chance, and whether it loses again what it had learned.
+whether it does better than chance, whether it loses again what it had learned, and whether a gradient is left.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms
 from gradscope.diagnosis.window import at_planned_rate, is_nonfinite, of_the_plan
 from gradscope.runs.run import Floats, Run
@@ -20,6 +21,9 @@ STILL, ENOUGH = 10, 400
 FIRST, GONE, LAST_SHARE = 20, 1e-9, 10
 """First steps to compare with; a share of their norm below which there is none; one step in so many must have none."""
 COLLAPSED, BACK, AGAIN, SURELY = 0.8, 0.7, 0.7, 4.0
+"""A collapse: what was below this share of where it began and ends, is back up by this share of the gain and not down to
+this share again in the last quarter; by so many standard errors.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,18 @@ def rehearsal(run: Run) -> Run | None:
 
 def fall(losses: Floats, count: int) -> Lower:
     """Cut into `count` equal parts, the best one's median against the first's."""
-    parts = np.array_split(losses, count)
-    medians = np.array([np.median(part) for part in parts])
-    noise = deviation(np.concatenate([p - m for p, m in zip(parts, medians, strict=True)]))
+    medians, error = _medians(losses, count)
     first, best = float(medians[0]), float(medians.min())
     scale = abs(first) or 1.0
-    return Lower(first, best, (first - best) / scale, MEDIAN_ERROR * noise / float(np.sqrt(len(parts[0]))) / scale)
+    return Lower(first, best, (first - best) / scale, error / scale)
+
+
+def _medians(losses: Floats, count: int) -> tuple[Floats, float]:
+    """The median of each of `count` equal parts, and the standard error of one."""
+    parts = np.array_split(losses, count)
+    medians = np.array([np.median(part) for part in parts])
+    noise = deviation(np.concatenate([part - middle for part, middle in zip(parts, medians, strict=True)]))
+    return medians, MEDIAN_ERROR * noise / float(np.sqrt(len(parts[0])))
 
 
 def lead(trial: Run) -> Lower | None:
@@ -93,7 +103,11 @@ def at_chance(run: Run) -> Lower | None:
     """
     trial, losses = rehearsal(run), losses_of(run)
     found = lead(trial) if trial is not None else None
-    if found is None or fall(losses[len(losses) // 2 :], 2).at_least(SHARE) or (_opaque(run) and not _level(losses)):
+    if (
+        found is None
+        or fall(losses[len(losses) // 2 :], 2).at_least(SHARE)
+        or (_opaque(run) and not _never_fell(losses))
+    ):
         return None
     return found if found.less_than(SHARE) and found.share < max(2 * found.error, NONE) else None
 
@@ -101,17 +115,20 @@ def at_chance(run: Run) -> Lower | None:
 def nothing_learned(run: Run) -> Lower | None:
     """`at_chance`, with a loss that never fell, over 400 rehearsed steps or all that are left of the plan."""
     trial = rehearsal(run)
-    rest = (run.header.plan.total_steps or len(run.step) + ENOUGH) - len(run.step)
-    if trial is None or len(trial.step) < min(ENOUGH, rest) or not _level(losses_of(run)):
-        return None
-    return at_chance(run)
+    long = trial is not None and long_enough(run, trial)
+    return at_chance(run) if long and _never_fell(losses_of(run)) else None
+
+
+def long_enough(run: Run, trial: Run, enough: int = ENOUGH) -> bool:
+    """Whether so many steps were rehearsed, or all that are left of the plan."""
+    return len(trial.step) >= min(enough, horizon(run) - len(run.step))
 
 
 def _opaque(run: Run) -> bool:
     return any(one.piece == "loss" and one.value.endswith("training_step") for one in run.header.pieces)
 
 
-def _level(losses: Floats) -> bool:
+def _never_fell(losses: Floats) -> bool:
     return len(losses) >= STILL and fall(losses, STILL).less_than(SHARE)
 
 
@@ -129,25 +146,26 @@ def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
     """
     if len(losses) < PARTS or not np.isfinite(losses).all():
         return None
-    parts = np.array_split(np.arange(len(losses)), PARTS)
-    medians = np.array([np.median(losses[part]) for part in parts])
-    noise = deviation(np.concatenate([losses[part] - middle for part, middle in zip(parts, medians, strict=True)]))
+    medians, error = _medians(losses, PARTS)
     first, best, end = float(medians[0]), float(medians.min()), float(medians[-LAST:].min())
     lost = min(first, end) - best
     if not best > 0 or not best < COLLAPSED * min(first, end) or not end - best > back * (first - best):
         return None
-    if medians[-1] < AGAIN * medians[-PARTS // 4] or not lost > SURELY * MEDIAN_ERROR * noise / np.sqrt(len(parts[0])):
+    if medians[-1] < AGAIN * medians[-PARTS // 4] or not lost > SURELY * error:
         return None
-    row = int(medians.argmin())
-    return Collapse(first, best, int(parts[row][len(parts[row]) // 2]), float(medians[-1]))
+    part = np.array_split(np.arange(len(losses)), PARTS)[int(medians.argmin())]
+    return Collapse(first, best, int(part[len(part) // 2]), float(medians[-1]))
 
 
 def lost_at_a_tenth(run: Run) -> bool:
     """Whether the whole plan was tried at a tenth of its learning rate, and lost what it learned there too."""
-    made = [(one, one.header.trial) for one in run.trials.values()]
-    tenth = [one for one, trial in made if trial and trial.kind == "remedy" and trial.name.startswith("lr-0.1")]
-    whole = [one for one in tenth if one.header.trial and len(one.header.trial.indexes) == run.header.plan.total_steps]
-    return any(collapse(one.loss) is not None for one in whole)
+    for one in run.trials.values():
+        trial = one.header.trial
+        if trial and trial.kind == "remedy" and trial.name.startswith("lr-0.1"):
+            whole = len(trial.indexes) == run.header.plan.total_steps
+            if whole and collapse(one.loss) is not None:
+                return True
+    return False
 
 
 def vanished(run: Run) -> int | None:

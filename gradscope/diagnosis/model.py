@@ -11,6 +11,8 @@ from gradscope.runs.run import Run
 Severity = Literal["info", "warning", "critical"]
 Level = Literal["high", "medium", "low"]
 VerdictWord = Literal["exploding", "will-explode", "thin-headroom", "stable", "unknown"]
+EXPLODES: tuple[VerdictWord, ...] = ("exploding", "will-explode")
+ALARMS: tuple[VerdictWord, ...] = (*EXPLODES, "thin-headroom")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from gradscope.diagnosis.series import median, unscaled_norms, usable
 from gradscope.diagnosis.window import EARLY_LOSSES, NOT_RECOVERED, is_nonfinite, late_loss, stable_prefix
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Trial
+from gradscope.runs.schema import Plan, Trial
 
 REFERENCE = 20
 UNKNOWN = 400
@@ -78,10 +79,20 @@ def reference(run: Run) -> Reference:
 
 def _rates_to_come(run: Run) -> float:
     """The sum of the learning rates of the plan ÷ that of the window; steps where the rates are not known."""
-    done, steps, plan = len(run.step), np.arange(horizon(run)), run.header.plan
-    rates = np.interp(steps, plan.lr_steps, [max(row) for row in plan.lr]) if plan.lr else np.ones(len(steps))
-    before = float(rates[:done].sum())
-    return float(rates.sum()) / before if before > 0 else len(steps) / max(1, done)
+    done, length = len(run.step), horizon(run)
+    before = _sum_of_rates(run.header.plan, done)
+    return _sum_of_rates(run.header.plan, length) / before if before > 0 else length / max(1, done)
+
+
+def _sum_of_rates(plan: Plan, stop: int) -> float:
+    """The sum of the highest rates of steps 0 to `stop` − 1, which lie on straight lines between the planned samples; a rate
+    of 1 where the plan has none.
+    """
+    if stop < 1 or not plan.lr:
+        return float(stop)
+    steps = np.array([0, *(step for step in plan.lr_steps if 0 < step < stop - 1), stop - 1])
+    rates = np.interp(steps, plan.lr_steps, [max(row) for row in plan.lr])
+    return float(np.diff(steps) @ (rates[1:] + rates[:-1]) + rates[0] + rates[-1]) / 2
 
 
 def size(late: float, base: Reference) -> float:
@@ -104,6 +115,18 @@ def played(run: Run) -> list[Rehearsed]:
 def rehearsed(run: Run) -> list[Rehearsed]:
     """Those of `played` that did not clip."""
     return [one for one in played(run) if one.max_norm is None]
+
+
+def stretch(trial: Trial) -> float:
+    """√(H/N) of a compressed trial from the initial state; 1 where nothing is compressed."""
+    if not trial.indexes or trial.start != "initial":
+        return 1.0
+    return math.sqrt((trial.indexes[-1] + 1) / len(trial.indexes))
+
+
+def recommended(trial: Trial) -> float | None:
+    """The threshold that a candidate trial stands for."""
+    return None if trial.max_norm is None else trial.max_norm / stretch(trial)
 
 
 def broken_off(trial: Run) -> bool:

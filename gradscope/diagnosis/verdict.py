@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.as_today import as_clipped_today
-from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.model import ALARMS, Verdict
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.rehearsals import (
     MOST,
@@ -72,7 +72,7 @@ def judge(run: Run) -> Verdict:
 def _of_this_seed(run: Run) -> Verdict:
     unclipped = rehearsed(run)
     bare = _judgement(run, unclipped)
-    foreseen = bare.first_step is None and bare.verdict in ("exploding", "will-explode", "thin-headroom")
+    foreseen = bare.first_step is None and bare.verdict in ALARMS
     trials = as_clipped_today(run, unclipped) if foreseen else None
     if trials is None:
         return bare

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import LOSS_FAILS, Rehearsed, broken_off, reference, rehearsed
+from gradscope.diagnosis.rehearsals import LOSS_FAILS, Rehearsed, broken_off, recommended, reference, rehearsed, stretch
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -137,18 +137,6 @@ def finished(run: Run) -> dict[str, Run]:
         for name, (one, about) in made.items()
         if about and about.kind == "candidate" and (is_nonfinite(one) or one.header.ending.how == "finished")
     }
-
-
-def stretch(trial: Trial) -> float:
-    """√(H/N) of a compressed trial from the initial state; 1 where nothing is compressed."""
-    if not trial.indexes or trial.start != "initial":
-        return 1.0
-    return math.sqrt((trial.indexes[-1] + 1) / len(trial.indexes))
-
-
-def recommended(trial: Trial) -> float | None:
-    """The threshold that a candidate trial stands for."""
-    return None if trial.max_norm is None else trial.max_norm / stretch(trial)
 
 
 def final_loss(run: Run, trial: Run) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.plan import AFFORDED, even
-from gradscope.diagnosis.rehearsals import horizon
+from gradscope.diagnosis.rehearsals import horizon, stretch
 from gradscope.diagnosis.series import number, unscaled_norms, usable
 from gradscope.recommendation.basis import choose_basis
 from gradscope.recommendation.candidates import (
@@ -25,7 +25,6 @@ from gradscope.recommendation.candidates import (
     largest_norm,
     plan_fails,
     same_threshold,
-    stretch,
     surely,
 )
 from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk

@@ -213,11 +213,10 @@ def _without(tried: tuple[Candidate, ...], whole: list[Rehearsed]) -> str:
     plain = next((one for one in tried if one.max_norm is None), None)
     if plain is None:
         return ""
+    over = f" over {plain.steps}" if plain.steps else ""
     if plain.diverged or plain.loss is None:
-        over = f" over {plain.steps}" if plain.steps else ""
         held = f"{over}; the plan in full held, at loss {number(whole[0].loss)}" if whole else ""
         return f" (without clipping it diverged{held})"
-    over = f" over {plain.steps}" if plain.steps else ""
     return f" (without clipping {number(plain.loss)}{over})"
 
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
-from gradscope.diagnosis.model import LayerRisk
+from gradscope.diagnosis.model import EXPLODES, LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
-from gradscope.diagnosis.rehearsals import horizon, reference
+from gradscope.diagnosis.rehearsals import horizon, recommended, reference, stretch
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data
-from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss, recommended, stretch
+from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss
 from gradscope.recommendation.plan import FINAL
 from gradscope.recommendation.snippets import IN_CLOSURE, PLACE, UNSCALE, uses_closure, uses_scaler
 from gradscope.runs.run import Run
@@ -29,13 +29,12 @@ LENGTH, LEAST = 100, 20
 CLIP, WHOLE, ENOUGH = "clip", "-whole", 3
 LOWER, HIGHER = (0.5, 0.25, 0.1), 10.0
 WARM_UP_SHARE = 0.3
-NEEDED = ("exploding", "will-explode")
 
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
     lost = unlearned(run) or nothing_learned(run) or vanished(run) is not None
-    needed = lost or judge(run).verdict in NEEDED
+    needed = lost or judge(run).verdict in EXPLODES
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
@@ -217,6 +216,6 @@ def held(run: Run, trial: Run) -> bool:
     end, limit = final_loss(run, trial), DIVERGED * reference(run).first_loss
     if chance := nothing_learned(run):
         limit = (1 - SHARE) * chance.before
-    elif judge(run).verdict not in NEEDED and (lost := unlearned(run)):
+    elif judge(run).verdict not in EXPLODES and (lost := unlearned(run)):
         limit = (lost.best + lost.end) / 2
     return end <= limit and collapse(trial.loss) is None and without_gradient([trial]) is None

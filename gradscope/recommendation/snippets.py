@@ -78,6 +78,11 @@ def uses_closure(run: Run) -> bool:
     return run.header.optimizer is not None and "LBFGS" in run.header.optimizer.type
 
 
+def snippet_for(run: Run, framework: str, recommendation: Recommendation) -> str:
+    """`snippet` as the training of this run needs it."""
+    return snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
+
+
 def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = False, closure: bool = False) -> str:
     """The line or lines that put `recommendation` to work in `framework`; the threshold has four digits.
 

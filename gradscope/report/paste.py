@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
 from gradscope.recommendation.remedies import CLIP, WHOLE
-from gradscope.recommendation.snippets import FORMS, snippet, uses_closure, uses_scaler
+from gradscope.recommendation.snippets import FORMS, snippet_for
 from gradscope.report.model import Remedy, Report
 from gradscope.runs.run import Run
 
@@ -54,6 +54,6 @@ def paste_line(report: Report) -> str | None:
 
 def _snippet(framework: str, recommendation: Recommendation, run: Run) -> str | None:
     try:
-        return snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
+        return snippet_for(run, framework, recommendation)
     except UsageError:
         return None

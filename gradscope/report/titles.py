@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned, vanished
-from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.model import EXPLODES, Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
@@ -17,9 +17,10 @@ TITLES = {
     "stable": ("●", "+", "stable"),
     "unknown": ("?", "?", "not known"),
 }
+LOST = "will-explode"
+"""The verdict whose sign and color it wears that comes to nothing: it is as lost as one that explodes."""
 LEVELS = {"high": ("▲", "!"), "medium": ("◆", "~"), "low": ("·", ".")}
 SEVERITIES = {"critical": ("✖", "X"), "warning": ("▲", "!"), "info": ("·", ".")}
-CALM = ("stable", "thin-headroom", "unknown")
 
 
 def title(report: Report) -> tuple[str, str]:
@@ -29,15 +30,15 @@ def title(report: Report) -> tuple[str, str]:
 
 def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
     """The sign and the word of this verdict on a run."""
-    symbol, _, word = TITLES[tone(run, verdict)]
     if lost := lost_without_explosion(run, verdict):
-        return symbol, f"no explosion, but {lost.word}"
+        return TITLES[LOST][0], f"no explosion, but {lost.word}"
+    symbol, _, word = TITLES[verdict.verdict]
     return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
 
 
 def tone(run: Run, verdict: Verdict) -> str:
-    """The verdict whose sign and color it wears: a training that learns nothing is as lost as one that explodes."""
-    return "will-explode" if lost_without_explosion(run, verdict) else verdict.verdict
+    """The verdict whose color it wears."""
+    return LOST if lost_without_explosion(run, verdict) else verdict.verdict
 
 
 class Lost(NamedTuple):
@@ -55,7 +56,7 @@ AT_CHANCE = Lost("nothing learned", "It does not explode, but learns nothing", "
 
 def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
     """How it comes to nothing, where it does and does not explode."""
-    if verdict.verdict not in CALM:
+    if verdict.verdict in EXPLODES:
         return None
     if unlearned(run):
         return None if lost_at_a_tenth(run) else COLLAPSES

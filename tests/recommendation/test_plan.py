@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gradscope.diagnosis.rehearsals import stretch
 from gradscope.diagnosis.verdict import judge
-from gradscope.recommendation.candidates import candidates, stretch
+from gradscope.recommendation.candidates import candidates
 from gradscope.recommendation.plan import FINAL, FIRST, next_candidates
 from gradscope.recommendation.recommend import recommend
 from gradscope.runs.schema import Plan, Trial

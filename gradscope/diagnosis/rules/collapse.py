@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.learning import BACK, LEAST, losses_of, lost_at_a_tenth, rehearsal, unlearned
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import of_the_plan
@@ -36,7 +36,6 @@ from gradscope.runs.run import Run
 CODE, NAME = "GS208", "collapse"
 LOWER = "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well."
 CHANGED = "A tenth of the rate loses it too: look at what changes in the data or the objective there; it may be well."
-EXPLODES = ("exploding", "will-explode")
 
 
 def check(run: Run) -> Iterator[Finding]:

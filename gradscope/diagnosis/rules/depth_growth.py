@@ -27,13 +27,12 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.learning import nothing_learned
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import ALARMS, CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import finding, number
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS304", "depth-growth"
-TROUBLE = ("exploding", "will-explode", "thin-headroom")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     yield finding(
         CODE,
         NAME,
-        "warning" if (judge(run).verdict in TROUBLE if grows else nothing_learned(run)) else "info",
+        "warning" if (judge(run).verdict in ALARMS if grows else nothing_learned(run)) else "info",
         f"Back through {len(found.layers)} layers the gradient {'grows' if grows else 'fades to'} {number(found.rate)} × a "
         f"layer as it begins, {total} × in all ({interval}): no single one stands out.",
         f"Begin with {'smaller' if grows else 'larger'} weights (in a plain stack × {level}), normalise, or "

@@ -24,13 +24,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.diagnosis.learning import nothing_learned, unlearned
-from gradscope.diagnosis.model import Finding, Rule
+from gradscope.diagnosis.model import ALARMS, EXPLODES, Finding, Rule, Verdict
 from gradscope.diagnosis.series import finding, number
 from gradscope.diagnosis.verdict import judge, out_of_nothing
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS206", "foreseen-explosion"
-CARE, LATER = "Raise the learning rate with care.", "Let it learn first."
 
 
 def check(run: Run) -> Iterator[Finding]:
@@ -38,29 +37,35 @@ def check(run: Run) -> Iterator[Finding]:
     if not run.trials:
         return
     verdict = judge(run)
-    if verdict.verdict not in ("exploding", "will-explode", "thin-headroom") or verdict.first_step is not None:
+    if verdict.verdict not in ALARMS or verdict.first_step is not None:
         return
-    sure, headroom = verdict.verdict != "thin-headroom", verdict.lr_headroom or 1.0
-    if sure and (broken := out_of_nothing(run)):
-        step, advice = broken
-        said = f"The rest of the plan becomes nonfinite in its rehearsal, at step {step}."
-        yield finding(CODE, NAME, "critical", said, advice, value=headroom, unit="times the planned learning rate")
-        return
+    message, advice = _sure(run) if verdict.verdict in EXPLODES else _thin(run, verdict)
     yield finding(
         CODE,
         NAME,
-        "critical" if sure else "info",
-        "The rest of the plan explodes in its rehearsals."
-        if sure
-        else f"The rest of the plan holds as planned, but not at {number(headroom)} × its learning rate.",
-        "Take the best of the remedies that were tried, where one held."
-        if sure
-        else LATER
-        if unlearned(run) or nothing_learned(run)
-        else CARE,
-        value=headroom,
+        "critical" if verdict.verdict in EXPLODES else "info",
+        message,
+        advice,
+        value=verdict.lr_headroom or 1.0,
         unit="times the planned learning rate",
     )
+
+
+def _sure(run: Run) -> tuple[str, str]:
+    """Message and advice where the plan explodes."""
+    if broken := out_of_nothing(run):
+        step, advice = broken
+        return f"The rest of the plan becomes nonfinite in its rehearsal, at step {step}.", advice
+    take = "Take the best of the remedies that were tried, where one held."
+    return "The rest of the plan explodes in its rehearsals.", take
+
+
+def _thin(run: Run, verdict: Verdict) -> tuple[str, str]:
+    """Message and advice where it would at a higher rate."""
+    factor = number(verdict.lr_headroom or 1.0)
+    lost = unlearned(run) or nothing_learned(run)
+    advice = "Let it learn first." if lost else "Raise the learning rate with care."
+    return f"The rest of the plan holds as planned, but not at {factor} × its learning rate.", advice
 
 
 RULE = Rule(CODE, NAME, check)

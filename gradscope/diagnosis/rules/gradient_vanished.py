@@ -22,13 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.diagnosis.learning import FIRST, vanished
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, usable
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS209", "gradient-vanished"
-EXPLODES = ("exploding", "will-explode")
 
 
 def check(run: Run) -> Iterator[Finding]:

@@ -33,9 +33,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.learning import ENOUGH, SHARE, STILL, at_chance, fall, lead, losses_of, rehearsal, unlearned
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
-from gradscope.diagnosis.rehearsals import horizon
+from gradscope.diagnosis.learning import (
+    ENOUGH,
+    SHARE,
+    STILL,
+    at_chance,
+    fall,
+    lead,
+    long_enough,
+    losses_of,
+    rehearsal,
+    unlearned,
+)
+from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number, percent
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
@@ -43,7 +53,6 @@ from gradscope.runs.run import Run
 CODE, NAME = "GS204", "learns-nothing"
 ADVICE = "Check that inputs and targets belong together; try to overfit one batch; look for layers without a gradient."
 GAME = "The loss of a game, as a GAN's, or one with a large constant in it may stand still and be well."
-EXPLODES = ("exploding", "will-explode")
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     yield finding(
         CODE,
         NAME,
-        "warning" if trial is None or _long(run, trial, settings.enough) else "info",
+        "warning" if trial is None or long_enough(run, trial, settings.enough) else "info",
         f"{said} {_steps(int(np.isfinite(run.loss).sum()), trial)}.",
         advice,
         steps=(int(run.step[0]), int(run.step[-1])),
@@ -97,11 +106,6 @@ def _learned(trial: Run | None, share: float) -> bool:
     """Whether own targets do surely better than others'."""
     found = lead(trial) if trial is not None else None
     return found is not None and found.at_least(share)
-
-
-def _long(run: Run, trial: Run, enough: int) -> bool:
-    """Whether so many steps were rehearsed, or all that are left of the plan."""
-    return len(trial.step) >= min(enough, horizon(run) - len(run.step))
 
 
 def _steps(recorded: int, trial: Run | None) -> str:

@@ -54,17 +54,16 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     known = (
         "" if run.header.measured_at == "post_clip" else f"; the median norm (pre-clip) is {number(median(seen.norms))}"
     )
-    held = max(held_as_today(run), key=lambda one: one.length, default=None)
-    held = None if held and _ended_lower(run, held) else held
-    tried = f"It held over {count(held.length, 'trial step')}" if held else ""
+    held = _held(run)
     yield finding(
         CODE,
         NAME,
-        "info" if held else "warning",
+        "warning" if held is None else "info",
         f"max_norm {number(limit)} clips {percent(seen.share)} of {count(len(seen.steps), 'step')}{known}.",
-        f"{tried}: a step limiter, which sets the length of the steps together with the learning rate."
-        if held
-        else "As a safety net, take a high percentile of the norms; as a step limiter, lower the learning rate instead.",
+        "As a safety net, take a high percentile of the norms; as a step limiter, lower the learning rate instead."
+        if held is None
+        else f"It held over {count(held.length, 'trial step')}: a step limiter, which sets the length of the steps together "
+        "with the learning rate.",
         steps=(int(seen.steps[0]), int(seen.steps[-1])),
         value=seen.share,
         limit=settings.fraction,
@@ -72,13 +71,20 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     )
 
 
-def _ended_lower(run: Run, held: Rehearsed) -> bool:
-    """Whether another trial of the same steps ended clearly lower."""
-    own, steps = run.trials[held.name], run.trials[held.name].header.trial
-    alike = [one for one in run.trials.values() if (made := one.header.trial) and made.kind == "candidate"]
-    same = [one for one in alike if steps and one.header.trial and one.header.trial.indexes == steps.indexes]
-    ends = [late_loss(one) for one in same if not is_nonfinite(one)]
-    return late_loss(own) > CLEARLY * min(ends) > 0
+def _held(run: Run) -> Rehearsed | None:
+    """The longest trial at the threshold in use that held, unless another of the same steps ended clearly lower."""
+    held = max(held_as_today(run), key=lambda one: one.length, default=None)
+    if held is None:
+        return None
+    own = run.trials[held.name]
+    ends = [late_loss(one) for one in run.trials.values() if _alike(own, one) and not is_nonfinite(one)]
+    return None if late_loss(own) > CLEARLY * min(ends) > 0 else held
+
+
+def _alike(own: Run, other: Run) -> bool:
+    """Whether another trial of thresholds took the same steps."""
+    made, about = own.header.trial, other.header.trial
+    return bool(made and about and about.kind == "candidate" and about.indexes == made.indexes)
 
 
 RULE = Rule(CODE, NAME, check)
