@@ -214,10 +214,11 @@ def _without(tried: tuple[Candidate, ...], whole: list[Rehearsed]) -> str:
     if plain is None:
         return ""
     over = f" over {plain.steps}" if plain.steps else ""
-    if plain.diverged or plain.loss is None:
-        held = f"{over}; the plan in full held, at loss {number(whole[0].loss)}" if whole else ""
-        return f" (without clipping it diverged{held})"
-    return f" (without clipping {number(plain.loss)}{over})"
+    diverged = plain.diverged or plain.loss is None
+    ended = "it diverged" if diverged else number(plain.loss or 0.0)
+    if whole and (diverged or whole[0].length > plain.steps):
+        return f" (without clipping {ended}{over}; the plan in full held, at loss {number(whole[0].loss)})"
+    return f" (without clipping {ended}{'' if diverged else over})"
 
 
 def _layers(basis: Basis, percentile: float, by: By) -> tuple[LayerThreshold, ...]:

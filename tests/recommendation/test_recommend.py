@@ -165,6 +165,17 @@ def test_a_trial_without_clipping_that_diverged_is_told(tmp_path):
     assert "(without clipping it diverged; the plan in full held, at loss 0.3)" in said
 
 
+def test_a_short_trial_without_clipping_is_told_beside_the_plan_in_full(tmp_path):
+    rest = tuple(range(len(NORMS), 400))
+    held = {"x1": (Trial("rehearsal", "x1", indexes=rest), np.full(len(rest), 0.3), np.ones(len(rest)))}
+    short = tuple(range(0, 400, 4))
+    trials = candidate("none", None, np.full(100, 0.9), indexes=short) | candidate(
+        "a", 0.5, np.full(100, 0.1), indexes=short
+    )
+    run = make_run(tmp_path, NORMS, loss=np.ones(len(NORMS)), trials=trials | held, plan=Plan(total_steps=400))
+    assert "(without clipping 0.9 over 100; the plan in full held, at loss 0.3)" in recommend(run).reason
+
+
 def test_when_nothing_holds_it_says_so(tmp_path):
     trials = candidate("a", 0.5, [NAN] * 5) | candidate("b", 0.1, [1.0, INF])
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
