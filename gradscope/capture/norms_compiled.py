@@ -43,6 +43,8 @@ WIDTH: int = _LIBRARY.norms_width() if _LIBRARY else 0
 """Floats handled at once by this processor; 0 where nothing is compiled."""
 
 
+TRIED_ALONE = (1e-30, 1e30)
+"""Values whose squares leave the range of float32, of which torch takes the size where they are alone."""
 TRIED_SIZES = (*range(1, 50), *range(1, 50), 1021, 4099, 1 << 17, 300_007)
 """Of values that tell how torch rounds: with every rest of its vectors, and enough for its threads to share."""
 
@@ -154,6 +156,7 @@ def _rounds_as_torch(_threads: int) -> bool:
     """Whether torch, with so many threads, gives the norms `as_torch` of values at random, of many sizes, bit for bit."""
     generator = np.random.default_rng(0)
     values = [generator.standard_normal(size, np.float32) for size in TRIED_SIZES]
+    values += [np.array([one], np.float32) for one in TRIED_ALONE]
     found = _read_arrays(values, WIDTH, as_torch=True).as_torch
     expected = torch.stack(torch._foreach_norm([*map(torch.from_numpy, values)], 2.0))
     return found.tolist() == expected.tolist()

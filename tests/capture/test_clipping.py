@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -171,6 +171,10 @@ def test_the_first_reading_of_a_step_wins(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
+@example(sizes=[1], limit=1.0, exponent=-19)
+@example(sizes=[1], limit=1e-30, exponent=-26)
+@example(sizes=[1], limit=1.0, exponent=25)
+@example(sizes=[1, 1], limit=1.0, exponent=-19)
 @given(
     sizes=st.lists(st.sampled_from([1, 3, 70, 2048, 4097, 140_000]), min_size=1, max_size=6),
     limit=st.floats(1e-6, 1e6),

@@ -36,7 +36,8 @@ static inline int fitting_scale(double sum, int64_t size, int scale) {
 
 /* The norm that torch's own kernel gives, bit for bit: one float32 sum in each of eight lanes, the lanes added up in `lanes`
    so far; of the `size` values left, fours are squared and then added, the last ones squared and added at once. Seen in its
-   builds for AVX2 and AVX-512, where products and sums are not contracted but for those last ones. */
+   builds for AVX2 and AVX-512, where products and sums are not contracted but for those last ones. Of one value alone it takes
+   the size, which leaves no range, and so does the caller. */
 static float ended_as_torch(float *lanes, const float *values, int64_t size) {
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES)

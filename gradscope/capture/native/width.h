@@ -58,7 +58,7 @@ TARGET INLINE void NAMED(read)(const float *values, int64_t size, double *norm, 
         top = magnitude > top ? magnitude : top;
         sum += (double)values[i] * values[i];
     }
-    if (as_torch) *as_torch = ended_as_torch((float *)chain, values + whole, size - whole);
+    if (as_torch) *as_torch = size == 1 ? fabsf(*values) : ended_as_torch((float *)chain, values + whole, size - whole);
     for (int part = 0; part < PARTS; part++)
         for (int lane = 0; lane < WIDTH; lane++) top = tops[part][lane] > top ? tops[part][lane] : top;
     float largest;
