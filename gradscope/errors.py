@@ -9,7 +9,7 @@
     ├── UserCodeError             exit 3   the user's own code raised; its traceback is kept
     └── NothingMeasuredError      exit 5   a run without one usable gradient norm
 
-A message says what was found, where, and what to do.
+A message says what was found, where, and what to do. `ScriptInterrupted` is none of them: Ctrl-C ended a recorded script.
 """
 
 from __future__ import annotations
@@ -60,3 +60,7 @@ class NothingMeasuredError(GradscopeError):
     """A run without one usable gradient norm."""
 
     exit_code = 5
+
+
+class ScriptInterrupted(Exception):  # noqa: N818  # no error
+    """Ctrl-C ended the script that was recorded, which has been shown: what is left is to end as python does."""

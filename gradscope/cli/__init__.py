@@ -14,7 +14,7 @@ import typer
 from gradscope import __version__
 from gradscope.cli.config import load_config, per_command
 from gradscope.cli.options import tell
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, ScriptInterrupted
 
 COMMANDS = (
     *("analyze", "record", "recommend", "report", "show", "runs"),
@@ -75,7 +75,10 @@ def _kept(error: GradscopeError) -> str:
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes one message on stderr and its exit code."""
+    """Run the command line; every error of ours becomes one message on stderr and its exit code.
+
+    A recorded script that Ctrl-C ended ends as python does, by the signal, so that a shell's loop ends with it.
+    """
     asked = sys.argv[1:2]
     try:
         app = _app(asked if asked and asked[0] in COMMANDS else COMMANDS)
@@ -83,6 +86,9 @@ def main() -> None:
     except GradscopeError as error:
         tell(f"{_own_frames(error.__cause__)}gradscope: {error}{_kept(error)}")
         sys.exit(error.exit_code)
+    except ScriptInterrupted:
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt from None
     except Exception:
         traceback.print_exc()
         sys.stderr.write("gradscope: a bug of ours, not of your code; please report it with the lines above\n")

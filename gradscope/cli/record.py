@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradscope.errors import NothingMeasuredError, UsageError
+from gradscope.errors import NothingMeasuredError, ScriptInterrupted, UsageError
 
 if TYPE_CHECKING:
     from gradscope.integrations.script import Recorded
@@ -54,6 +54,8 @@ def record_command(
         raise NothingMeasuredError(f"nothing was recorded: {recorded.missing}")
     else:
         say(f"gradscope: nothing was recorded: {recorded.missing}")
+    if recorded.interrupted:
+        raise ScriptInterrupted
     raise typer.Exit(recorded.exit_code)
 
 

@@ -29,12 +29,13 @@ class Recorded:
     """What came of it. `exit_code` is the script's own; `runs` one directory a training, the first the one to look at.
 
     `missing`: why no step was recorded, where none was. Both are empty where another process writes the run: another rank
-    of the training, or the parent of a forked child that ran on to the end of the script.
+    of the training, or the parent of a forked child that ran on to the end of the script. `interrupted`: by Ctrl-C.
     """
 
     exit_code: int
     runs: tuple[Path, ...] = ()
     missing: str | None = None
+    interrupted: bool = False
 
 
 def record_script(
@@ -55,9 +56,10 @@ def record_script(
     process = os.getpid()
     with recording:
         finish = run_program(argv[0], argv[1:], module=module, on_end=recording.end)
+    interrupted = isinstance(finish.error, KeyboardInterrupt)
     if os.getpid() != process:
-        return Recorded(finish.exit_code)
-    return Recorded(finish.exit_code, recording.runs, recording.missing)
+        return Recorded(finish.exit_code, interrupted=interrupted)
+    return Recorded(finish.exit_code, recording.runs, recording.missing, interrupted)
 
 
 class _Recording:
