@@ -181,6 +181,20 @@ def _weights(layers: Mapping[str, torch.nn.Module], name: str) -> Sequence[torch
     return matrices or [one for leaf, one in own.items() if "bias" not in leaf]
 
 
+def perturbed(size: float, seed: int) -> Change:
+    """Start with every weight times 1 + `size` × a normal random number, `size` no less than the rounding of its type."""
+
+    def prepare(workload: Workload) -> None:
+        noise = torch.Generator().manual_seed(seed)
+        for weights in workload.model.parameters():
+            if weights.requires_grad and (weights.is_floating_point() or weights.is_complex()):
+                share = max(size, torch.finfo(weights.dtype).eps)
+                factor = 1 + share * torch.randn(weights.shape, generator=noise)
+                weights.mul_(factor.to(weights.device, weights.dtype))
+
+    return Change(prepare)
+
+
 def scaled_group(group: int, factor: float) -> Change:
     """The learning rate of one parameter group times `factor`; groups are counted over all optimizers."""
     return Change(group_scales={group: factor})

@@ -81,11 +81,12 @@ def _show(recorded: Recorded) -> None:
 
 def _verdict(run: Path) -> tuple[int, str]:
     """The place of its verdict among all, the worst first, and the word for it."""
+    from gradscope.diagnosis.range_test import training_of
     from gradscope.diagnosis.verdict import judge
     from gradscope.report.titles import TITLES, titled, tone
     from gradscope.runs.reader import load_run
 
-    loaded = load_run(run)
+    loaded = training_of(load_run(run))
     verdict = judge(loaded)
     return [*TITLES].index(tone(loaded, verdict)), titled(loaded, verdict)[1]
 

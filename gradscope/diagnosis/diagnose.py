@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.model import CannotRunError, Diagnosis, Finding, Unable
+from gradscope.diagnosis.range_test import training_of
 from gradscope.diagnosis.rules import RULES
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
@@ -13,7 +14,7 @@ _GRAVITY = {"critical": 0, "warning": 1, "info": 2}
 
 def diagnose(run: Run) -> Diagnosis:
     """Everything concluded about explosion from one run: findings, the gravest first, layers, and the verdict."""
-    findings: list[Finding] = []
+    run, findings = training_of(run), list[Finding]()
     unable: list[Unable] = []
     for rule in RULES:
         try:

@@ -84,7 +84,7 @@ class Verdict:
     without rehearsals otherwise.
 
     `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed); a failure at the
-    planned rate itself that nothing confirms counts as 2.
+    planned rate itself that nothing confirms counts as 2, one that is a matter of rounding as 1.
     `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on. `clipped_at`:
     the threshold in use, where rehearsals that failed without it were clipped at it and decided; None: unclipped.
     """
@@ -95,6 +95,16 @@ class Verdict:
     first_step: int | None = None
     reasons: tuple[str, ...] = ()
     clipped_at: float | None = None
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the plan explodes in some of its rehearsals and not in others that differ by rounding."""
+        return self.verdict == "thin-headroom" and self.lr_headroom == 1.0
+
+    @property
+    def may_explode(self) -> bool:
+        """Whether the plan explodes as it is, if only by chance."""
+        return self.verdict in EXPLODES or self.by_chance
 
 
 @dataclass(frozen=True)

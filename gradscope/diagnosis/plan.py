@@ -5,14 +5,17 @@ allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N us
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
 time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
 by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips;
-last, what failed or unlearned is gone through again as the plan clips today, if it does.
+then, what failed or unlearned is gone through again as the plan clips today, if it does. Last, a plan that failed in full is
+gone through twice more from weights changed by one part in 100,000: where these hold, it fails by chance.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from gradscope.diagnosis.as_today import clipped_again
+from gradscope.diagnosis.as_today import as_clipped_today, clipped_again
 from gradscope.diagnosis.learning import rehearsal, unlearned
 from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
 from gradscope.diagnosis.series import Indexes, deviation, median
@@ -34,6 +37,7 @@ LEAST = 20
 SWEEP_COST = 1 / 3
 """A forward pass against a whole training step."""
 CREEP_NOISE, CREEP_LEAST = 4.0, 8
+PERTURBED, PERTURBATIONS = 1e-5, 2
 
 
 def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
@@ -45,7 +49,7 @@ def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
     if stop <= start or seen_in_window(run):
         return ()
     if "x1" in run.trials:
-        return _again(run, start, stop, allowed) or _as_clipped_today(run, allowed)
+        return _again(run, start, stop, allowed) or _as_clipped_today(run, allowed) or _perturbed(run, allowed)
     if "sweep" not in run.trials:
         spread = even(start, stop, int(min(SWEEP, max(allowed / 4 / SWEEP_COST, LEAST))))
         return (Trial("sweep", "sweep", indexes=_ints(spread)),)
@@ -83,7 +87,7 @@ def _as_clipped_today(run: Run, allowed: float) -> tuple[Trial, ...]:
     """What failed, or lost what it had learned, once more, clipped as the plan is; nothing where not all of that fits, for
     then it decides nothing.
     """
-    failed = {one.name for one in rehearsed(run) if one.failed}
+    failed = {one.name for one in rehearsed(run) if one.failed and not one.perturbed}
     lost = rehearsal(run) if unlearned(run) else None
     if lost is not None and of_the_plan(lost) and lost.header.trial:
         failed.add(lost.header.trial.name)
@@ -91,6 +95,20 @@ def _as_clipped_today(run: Run, allowed: float) -> tuple[Trial, ...]:
     again = [clipped for one in made if one and (clipped := clipped_again(run, one))]
     wanted = tuple(one for one in again if one.name not in run.trials)
     return wanted if sum(len(one.indexes) for one in wanted) <= allowed else ()
+
+
+def _perturbed(run: Run, allowed: float) -> tuple[Trial, ...]:
+    """The plan in full once more, as it failed, from weights changed by no more than another machine's rounding would."""
+    seen = rehearsed(run)
+    deciding = as_clipped_today(run, seen) if run.header.plan.max_norm else seen
+    own = next((one for one in planned(deciding or []) if one.full), None)
+    made = run.trials[own.name].header.trial if own and own.failed else None
+    if made is None:
+        return ()
+    draws = range(1, PERTURBATIONS + 1)
+    wanted = [replace(made, name=f"{made.name}-perturbed-{k}", draw=k, perturbed=PERTURBED) for k in draws]
+    left = [one for one in wanted if one.name not in run.trials]
+    return tuple(left[: int(min(allowed, 1e9) / len(made.indexes))])
 
 
 def _confirmation(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]:

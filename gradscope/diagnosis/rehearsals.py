@@ -43,7 +43,8 @@ class Rehearsed:
     nonfinite is 12.
 
     `max_norm`: what it clipped at, None for nothing. `full`: every step left in the plan, in turn. `next`: only the first of
-    them, in turn. `length`: steps it was to take, of which `steps` were taken. `compression`: plan steps for each of them.
+    them, in turn. `perturbed`: from slightly other weights. `length`: steps it was to take, of which `steps` were taken.
+    `compression`: plan steps for each of them.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Rehearsed:
     failed: bool
     nonfinite: bool
     max_norm: float | None = None
+    perturbed: bool = False
 
 
 def reference(run: Run) -> Reference:
@@ -179,6 +181,7 @@ def judged(run: Run, trial: Run, base: Reference, made: Trial) -> Rehearsed:
         failed=nonfinite or grew or blown,
         nonfinite=nonfinite,
         max_norm=made.max_norm,
+        perturbed=made.perturbed > 0,
     )
 
 

@@ -1,6 +1,7 @@
 """Will it explode? From the window what it shows, from rehearsals what it foresees.
 
-A rehearsal of the whole rest of the plan, uncompressed, decides alone. Without one, "will-explode" needs a long rehearsal at
+A rehearsal of the whole rest of the plan, uncompressed, decides; where it fails, so must those of it from slightly other
+weights, or it fails by chance: thin headroom at 1 ×. Without one, "will-explode" needs a long rehearsal at
 the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
 an explosion within the next 20 steps, uncompressed, unless the rest of the plan in full shows that it passes. The score sums
 the rise of loss and norm in decades: of the rehearsal nearest to the plan, of the worst at ×2, and half of that at ×4; 48
@@ -140,14 +141,14 @@ def _sure(trials: list[Rehearsed]) -> bool:
     """Whether the failures at the planned learning rate are confirmed."""
     near = planned(trials)
     if full := [one for one in near if one.full]:
-        return any(one.failed for one in full)
+        return all(one.failed for one in full)
     twice = sorted((one for one in trials if _is_at(one, 2.0)), key=lambda one: one.length)[:1]
     return any(one.failed for one in near[1:]) and sum(one.failed for one in near + twice) > 1
 
 
 def _seen_next(run: Run, one: Rehearsed) -> str | None:
     """Whether the next steps after the window, taken as planned, explode."""
-    if not ((one.full or one.next) and _is_at(one, 1.0)):
+    if one.perturbed or not ((one.full or one.next) and _is_at(one, 1.0)):
         return None
     trial = run.trials[one.name]
     bad = harmful(trial)[:NEXT]
@@ -173,7 +174,10 @@ def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
     told += _limits(run, planned(trials))
     if sure:
         return Verdict("will-explode", score, 1.0, None, tuple(told))
-    factors = [one.lr_factor for one in trials if one.failed]
+    factors, full = [one.lr_factor for one in trials if one.failed], [one for one in planned(trials) if one.full]
+    if failed := sum(one.failed for one in full):
+        told.append(f"rounding decides: {failed} of {len(full)} rehearsals of the plan fail that hardly differ")
+        return Verdict("thin-headroom", score, 1.0, None, tuple(told))
     if 1.0 in factors:
         told.append("a rehearsal at the planned learning rate failed, but nothing confirms it")
     if factors:
@@ -220,8 +224,11 @@ def _say(run: Run, one: Rehearsed) -> str:
     state = "failed" if one.failed else "held"
     end = _how_it_broke(run, one) if one.nonfinite else _how_it_ended(run, one)
     clipped = "" if one.max_norm is None else f", clipped at {number(run.header.plan.max_norm or 0.0)} as today"
-    rate = f"{number(one.lr_factor)} × the planned learning rate{clipped}"
-    return f"{what} at {rate}, {count(one.steps, 'step')}: {state} ({end})"
+    if made and made.perturbed:
+        what, rate = "the same", f"from weights changed by one part in {1 / made.perturbed:,.0f}{clipped}"
+    else:
+        rate = f"at {number(one.lr_factor)} × the planned learning rate{clipped}"
+    return f"{what} {rate}, {count(one.steps, 'step')}: {state} ({end})"
 
 
 def _how_it_broke(run: Run, one: Rehearsed) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.diagnosis.range_test import training_of
 from gradscope.diagnosis.rehearsals import Rehearsed
 from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
@@ -62,6 +63,7 @@ def recommend(
         raise UsageError(f"clipping goes by 'norm' or by 'value', not by {by!r}")
     asked = check_percentiles((95.0,) if percentiles is None else percentiles)
     proven = percentiles is None if proven is None else proven
+    run = training_of(run)
     basis = choose_basis(run, by)
     found = thresholds(basis.sizes, asked)
     first = found[0]
@@ -233,7 +235,7 @@ def _layers(basis: Basis, percentile: float, by: By) -> tuple[LayerThreshold, ..
 
 def _caveats(run: Run, basis: Basis) -> tuple[str, ...]:
     """What this threshold cannot know, in plain words."""
-    said = []
+    said = list(run.notes)
     if run.header.measured_at == "post_clip":
         limit = median(run.max_norm)
         cap = f" {number(limit)}" if np.isfinite(limit) else ""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
-from gradscope.diagnosis.model import EXPLODES, LayerRisk
+from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, recommended, reference, stretch
 from gradscope.diagnosis.verdict import judge
@@ -34,7 +34,7 @@ WARM_UP_SHARE = 0.3
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
     lost = unlearned(run) or nothing_learned(run) or vanished(run) is not None
-    needed = lost or judge(run).verdict in EXPLODES
+    needed = lost or judge(run).may_explode
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
@@ -216,6 +216,6 @@ def held(run: Run, trial: Run) -> bool:
     end, limit = final_loss(run, trial), DIVERGED * reference(run).first_loss
     if chance := nothing_learned(run):
         limit = (1 - SHARE) * chance.before
-    elif judge(run).verdict not in EXPLODES and (lost := unlearned(run)):
+    elif not judge(run).may_explode and (lost := unlearned(run)):
         limit = (lost.best + lost.end) / 2
     return end <= limit and collapse(trial.loss) is None and without_gradient([trial]) is None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.model import Diagnosis
+from gradscope.diagnosis.range_test import training_of
 from gradscope.diagnosis.window import unseen_losses
 from gradscope.errors import NothingMeasuredError
 from gradscope.recommendation import recommend
@@ -27,6 +28,7 @@ def build_report(run: Run, *, percentiles: tuple[float, ...] = (95.0,)) -> Repor
     Raises:
         UsageError: a percentile outside 0–100.
     """
+    run = training_of(run)
     diagnosis = diagnose(run)
     recommendation, ladder = _recommend(run, percentiles)
     return Report(

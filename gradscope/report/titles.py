@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned, vanished
-from gradscope.diagnosis.model import EXPLODES, Verdict
+from gradscope.diagnosis.model import Verdict
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
@@ -32,6 +32,8 @@ def titled(run: Run, verdict: Verdict) -> tuple[str, str]:
     """The sign and the word of this verdict on a run."""
     if lost := lost_without_explosion(run, verdict):
         return TITLES[LOST][0], f"no explosion, but {lost.word}"
+    if verdict.by_chance:
+        return TITLES[verdict.verdict][0], "may explode"
     symbol, _, word = TITLES[verdict.verdict]
     return symbol, "no explosion so far" if verdict.verdict == "unknown" and enough(run) else word
 
@@ -56,7 +58,7 @@ AT_CHANCE = Lost("nothing learned", "It does not explode, but learns nothing", "
 
 def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
     """How it comes to nothing, where it does and does not explode."""
-    if verdict.verdict in EXPLODES:
+    if verdict.may_explode:
         return None
     if unlearned(run):
         return None if lost_at_a_tenth(run) else COLLAPSES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnosis.model import EXPLODES, Finding
+from gradscope.diagnosis.model import Finding
 from gradscope.diagnosis.offenders import named
 from gradscope.diagnosis.window import GREW, growth_before, of_the_plan
 from gradscope.report.model import Answer, Report
@@ -34,7 +34,7 @@ def layer(report: Report) -> Answer:
     if rank and rank.severity != "info":
         told = (without_subject(rank.message, rank.subject), rank.advice)
         return Answer(question, f"None: it began on {rank.subject}", sentences(told))
-    if report.diagnosis.verdict.verdict in EXPLODES and (broken := _sample(report)):
+    if report.diagnosis.verdict.may_explode and (broken := _sample(report)):
         what = "a batch" if broken.unit is None else "a sample"
         return Answer(question, f"None stands out, but {what} does", sentences((broken.message, broken.advice)))
     if (along := report.found(DEPTH)) and along.severity != "info":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,26 @@ from gradscope.runs.ranks import RankLoss
 from gradscope.runs.schema import Header
 
 if TYPE_CHECKING:
-    from gradscope.runs.stream import Rows
+    from gradscope.runs.stream import Rows, StoredMatrix
 
 Floats = NDArray[np.float64]
 BLOCK_VALUES = 1 << 18
+ROWS = (
+    *(
+        "step",
+        "elapsed_s",
+        "loss",
+        "lr",
+        "global_norm",
+        "loss_scale",
+        "max_norm",
+        "skipped",
+        "nonfinite",
+        "micro_steps",
+    ),
+    *("norms", "peaks"),
+)
+"""The columns of a run that have one row a step."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,17 @@ class Run:
         layers = [Layer(name, first[name].type, first[name].order, tuple(owned[name])) for name in owned]
         return tuple(sorted(layers, key=lambda layer: layer.order))
 
+    def since(self, row: int) -> Run:
+        """The run from `row` on: its rows, and what was measured at their steps."""
+        first = self.step[row]
+        columns: dict[str, Any] = {name: _since(getattr(self, name), row) for name in ROWS}
+        kept = self.probes.step >= first
+        probes = ProbeTable(*(getattr(self.probes, column.name)[kept] for column in fields(ProbeTable)))
+        ranks = {
+            rank: RankLoss(one.step[one.step >= first], one.loss[one.step >= first]) for rank, one in self.ranks.items()
+        }
+        return replace(self, **columns, probes=probes, ranks=ranks)
+
     @cached_property
     def grad_norm(self) -> NDArray[np.float32]:
         """(T, P): the L2 norm of every parameter's gradient, all in memory."""
@@ -159,3 +186,7 @@ class Run:
         """(T,): the steps whose global norm is a finite number and that were not skipped."""
         finite: NDArray[np.bool_] = np.isfinite(self.global_norm) & ~self.skipped
         return finite
+
+
+def _since(column: NDArray[Any] | StoredMatrix, row: int) -> NDArray[Any] | StoredMatrix:
+    return column[row:] if isinstance(column, np.ndarray) else column.since(row)

@@ -116,7 +116,7 @@ class Trial:
     steps of the plan. `layer` (or one parameter, `rnn.weight_hh_l0`, or rows of it, `…[32:64]`, or several layers with ", "
     between them) starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
     remedy, its further lines are what to paste. Parameter group `group`, counted over all optimizers, has its rate ×
-    `group_scale`.
+    `group_scale`. `perturbed`: the weights start × (1 + so much × normal noise), other noise for each `draw`.
     """
 
     kind: str
@@ -134,6 +134,7 @@ class Trial:
     group_scale: float = 1.0
     note: str = ""
     samples: tuple[int, ...] = ()
+    perturbed: float = 0.0
 
 
 @dataclass(frozen=True)

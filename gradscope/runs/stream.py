@@ -24,18 +24,22 @@ class StoredMatrix:
     `np.asarray(matrix)` reads all.
     """
 
-    def __init__(self, file: Any, pieces: list[Piece], counts: list[int], width: int) -> None:
-        """`counts`: how many rows each piece has."""
-        self._file = file
+    def __init__(self, file: Any, pieces: list[Piece], counts: list[int], width: int, first: int = 0) -> None:
+        """`counts`: how many rows each piece has. `first`: the row that it begins with."""
+        self._file, self._counts, self._first = file, counts, first
         self._starts = np.cumsum([0, *counts])
         self._pieces = pieces
-        self.shape = int(self._starts[-1]), width
+        self.shape = int(self._starts[-1]) - first, width
+
+    def since(self, row: int) -> StoredMatrix:
+        """The same from `row` on."""
+        return StoredMatrix(self._file, self._pieces, self._counts, self.shape[1], self._first + row)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        chosen = np.arange(len(self))[rows]
+        chosen = self._first + np.arange(len(self))[rows]
         flat = chosen.ravel()
         values = np.empty((len(flat), self.shape[1]), np.float32)
         if values.size:

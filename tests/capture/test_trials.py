@@ -20,6 +20,7 @@ from gradscope.capture.trials import (
     Change,
     both,
     longer_warmup,
+    perturbed,
     run_trial,
     scaled_group,
     scaled_layer,
@@ -183,6 +184,27 @@ def test_remedies_change_the_start_and_the_rates(tmp_path: Path) -> None:
     assert torch.equal(seen[0][2], norm * 3)
     assert torch.equal(model[0].weight, matrix)
     assert child.lr.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+def test_perturbed_weights_differ_by_no_less_than_rounding(dtype: torch.dtype, size: float) -> None:
+    model = nn.Sequential(nn.Linear(50, 40, dtype=dtype), nn.BatchNorm1d(40, dtype=dtype))
+    model[0].bias.requires_grad_(False)
+    before, work = [one.detach().clone() for one in model.parameters()], workload(model, sgd)
+    found, state = [], torch.get_rng_state()
+    for seed in (1, 1, 2):
+        with torch.no_grad():
+            for one, value in zip(model.parameters(), before, strict=True):
+                one.copy_(value)
+            prepare = perturbed(1e-5, seed).prepare
+            assert prepare
+            prepare(work)
+        found.append(weights(work))
+    apart = (model[0].weight.detach() / before[0] - 1).double()
+    assert 0.8 * size < float(apart.square().mean().sqrt()) < 1.3 * size
+    assert torch.equal(model[0].bias, before[1])
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_longer_warm_up_rises_in_a_straight_line(tmp_path: Path) -> None:

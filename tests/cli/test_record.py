@@ -11,6 +11,7 @@ from gradscope.cli import record as command
 from gradscope.errors import NothingMeasuredError, UsageError
 from gradscope.integrations.script import Recorded
 from gradscope.runs.catalogue import find_run
+from gradscope.runs.reader import load_run
 from tests.integrations.scripts import HEAD
 
 TRAIN = """
@@ -35,6 +36,29 @@ def test_the_report_goes_to_stderr_and_the_code_passes(here: Path, capsys: pytes
     assert streams.out == "the script's own\n"
     assert "3 steps recorded" in streams.err
     assert streams.err.splitlines()[-1].startswith("next: gradscope report ")
+
+
+SEARCHES = """
+start = {name: value.clone() for name, value in model.state_dict().items()}
+rates = [1e-4 * 1.5**i for i in range(80)] + [0.01] * 60
+for i, rate in enumerate(rates):
+    if i == 80:
+        model.load_state_dict(start)
+    if i in (0, 80):
+        optimizer = torch.optim.SGD(params)
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad(); loss_of(model, i % 3).backward(); optimizer.step()
+"""
+
+
+def test_a_search_for_the_rate_before_the_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "train.py").write_text(HEAD + SEARCHES)
+    assert record(here / "train.py") == 0
+    told = capsys.readouterr().err
+    assert "no explosion so far" in told.lower()
+    assert "60 steps recorded" in told
+    assert "Steps 0 to 79 are a learning-rate range test" in told
+    assert len(load_run(find_run(None)).step) == 140
 
 
 def test_nothing_recorded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

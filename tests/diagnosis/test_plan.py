@@ -50,14 +50,13 @@ def test_a_calm_plan_is_looked_at_three_times(tmp_path):
 def test_a_short_remainder_is_rehearsed_in_full(tmp_path):
     stages, run = play(tmp_path, blown, plan=Plan(total_steps=450))
     assert stages[1][0].indexes == tuple(range(50, 450))
-    assert len(stages) == 2
+    assert names(stages)[2:] == [["x1-perturbed-1", "x1-perturbed-2"]]
     assert judge(run).verdict == "will-explode"
 
 
 def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
     stages, _ = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=3 * 1450)
     assert stages[1][0].indexes == tuple(range(50, 1500))
-    assert len(stages) == 2
     stages, _ = play(tmp_path, calm, plan=Plan(total_steps=20_051))
     assert len(stages[1][0].indexes) == 80
 
@@ -65,7 +64,7 @@ def test_a_longer_remainder_is_rehearsed_in_full_where_that_is_cheap(tmp_path):
 def test_an_alarm_is_confirmed_in_full_where_that_is_affordable(tmp_path):
     stages, run = play(tmp_path, blown, plan=Plan(total_steps=1500), allowed=4000)
     assert len(stages[1][0].indexes) == 80
-    assert names(stages)[2:] == [["x1-long"]]
+    assert names(stages)[2:] == [["x1-long"], ["x1-long-perturbed-1", "x1-long-perturbed-2"]]
     assert stages[2][0].indexes == tuple(range(50, 1500))
     assert judge(run).verdict == "will-explode"
 
@@ -213,3 +212,45 @@ def test_without_the_time_for_all_of_it_nothing_is_gone_through_again(tmp_path):
     assert next_rehearsals(run, allowed=479) == ()
     assert [trial.name for trial in next_rehearsals(run, allowed=480)] == ["x1-clipped", "x2-clipped"]
     assert (judge(run).verdict, judge(run).clipped_at) == ("will-explode", None)
+
+
+def test_a_plan_that_failed_in_full_is_gone_through_again_from_slightly_other_weights(tmp_path):
+    def by_luck(trial):
+        return calm(trial) if trial.draw == 2 or trial.lr_factor > 1 else blown(trial)
+
+    stages, run = play(tmp_path, by_luck, plan=Plan(total_steps=450))
+    assert [(trial.draw, trial.perturbed, trial.indexes) for trial in stages[-1]] == [
+        (draw, 1e-5, run.trials["x1"].header.trial.indexes) for draw in (1, 2)
+    ]
+    verdict = judge(run)
+    assert (verdict.verdict, verdict.lr_headroom, verdict.by_chance, verdict.may_explode) == (
+        "thin-headroom",
+        1,
+        True,
+        True,
+    )
+    assert "rounding decides: 2 of 3 rehearsals" in verdict.reasons[-1]
+    assert sum("from weights changed by one part in 100,000" in reason for reason in verdict.reasons) == 2
+
+
+def test_perturbing_takes_what_time_there_is(tmp_path):
+    for allowed, again in ((1199, 2), (799, 1), (399, 0)):
+        trials = {
+            "x1": (
+                Trial("rehearsal", "x1", indexes=tuple(range(50, 450))),
+                *np.array(blown(Trial("rehearsal", "x1", indexes=tuple(range(50, 450))))),
+            )
+        }
+        run = make_run(tmp_path / str(allowed), [1.0] * 50, trials=trials, plan=Plan(total_steps=450))
+        assert len(next_rehearsals(run, allowed)) == again
+        assert judge(run).verdict == "will-explode"
+
+
+def test_where_the_plan_clips_it_is_perturbed_as_it_clips(tmp_path):
+    def by_luck(trial):
+        return calm(trial) if trial.draw == 2 or trial.lr_factor > 1 else blown(trial)
+
+    stages, run = play(tmp_path, by_luck, plan=Plan(total_steps=450, max_norm=0.5))
+    assert names(stages)[2:] == [["x1-clipped"], ["x1-clipped-perturbed-1", "x1-clipped-perturbed-2"]]
+    assert {trial.max_norm for trial in stages[-1]} == {0.5}
+    assert (judge(run).by_chance, judge(run).clipped_at) == (True, 0.5)

@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     lightning = pytest.importorskip("lightning.pytorch")
     from lightning.pytorch.plugins import MixedPrecision
+    from lightning.pytorch.tuner import Tuner
 
     from gradscope.integrations.lightning import GradscopeCallback
 
@@ -209,3 +210,24 @@ def test_every_other_step(tmp_path: Path) -> None:
     case = conformance.PLAIN
     trainer_for(case, tmp_path, [callback]).fit(Module(case), DataLoader(Batches(case), batch_size=None))
     assert load_run(callback.runs[0]).step.tolist() == [0, 2, 4]
+
+
+class Searched(Module):
+    """Its rate can be searched for."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.lr = conformance.RATE
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def test_a_search_for_the_rate_is_no_training(tmp_path: Path) -> None:
+    case, callback = Case("searched", steps=80), GradscopeCallback(root=tmp_path)
+    module, trainer = Searched(case), trainer_for(case, tmp_path, [callback])
+    data = DataLoader(Batches(case), batch_size=None)
+    Tuner(trainer).lr_find(module, data, min_lr=1e-3, max_lr=1e4, num_training=60, early_stop_threshold=None)
+    module.lr = conformance.RATE
+    trainer.fit(module, data)
+    assert [len(load_run(run).step) for run in callback.runs] == [80]

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.learning import BACK, LEAST, losses_of, lost_at_a_tenth, rehearsal, unlearned
-from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import of_the_plan
@@ -44,7 +44,7 @@ def check(run: Run) -> Iterator[Finding]:
     if len(losses) < LEAST:
         raise CannotRunError(f"{count(len(losses), 'loss value')}, rehearsals included; {LEAST} are needed")
     found = unlearned(run)
-    if found is None or judge(run).verdict in EXPLODES:
+    if found is None or judge(run).may_explode:
         return
     recorded, trial = int(np.isfinite(run.loss).sum()), rehearsal(run)
     bare = ", without clipping" if trial and run.header.plan.max_norm and of_the_plan(trial) else ""

@@ -7,9 +7,10 @@ Why it matters
     The explosion is still to come: a smaller learning rate, a longer warm-up or a threshold can prevent it.
 How it decides
     As the verdict does; GS201 tells of what the recorded steps themselves show. Will explode: the rehearsal of the whole
-    rest of the plan fails, or a compressed one and a second that confirms it, or the next 20 steps do: critical. Thin
-    headroom, at 2 or 4 times the planned learning rate alone, or where nothing confirms a failure: an information. Unit:
-    multiples of the planned learning rate.
+    rest of the plan fails, and does so again from weights changed by one part in 100,000, or a compressed one and a second
+    that confirms it, or the next 20 steps do: critical. By chance, where the plan in full fails and not so from all of the
+    changed weights: a warning. Thin headroom, at 2 or 4 times the planned learning rate alone, or where nothing confirms a
+    failure: an information. Unit: multiples of the planned learning rate.
 Known problems
     A rehearsal compresses what does not fit into the budget; the report says by how much. Without rehearsals it is silent.
 What to do
@@ -24,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.diagnosis.learning import nothing_learned, unlearned
-from gradscope.diagnosis.model import ALARMS, EXPLODES, Finding, Rule, Verdict
+from gradscope.diagnosis.model import ALARMS, Finding, Rule, Severity, Verdict
 from gradscope.diagnosis.series import finding, number
 from gradscope.diagnosis.verdict import judge, out_of_nothing
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS206", "foreseen-explosion"
+TAKE = "Take the best of the remedies that were tried, where one held."
 
 
 def check(run: Run) -> Iterator[Finding]:
@@ -39,11 +41,11 @@ def check(run: Run) -> Iterator[Finding]:
     verdict = judge(run)
     if verdict.verdict not in ALARMS or verdict.first_step is not None:
         return
-    message, advice = _sure(run) if verdict.verdict in EXPLODES else _thin(run, verdict)
+    severity, message, advice = _told(run, verdict)
     yield finding(
         CODE,
         NAME,
-        "critical" if verdict.verdict in EXPLODES else "info",
+        severity,
         message,
         advice,
         value=verdict.lr_headroom or 1.0,
@@ -51,13 +53,19 @@ def check(run: Run) -> Iterator[Finding]:
     )
 
 
+def _told(run: Run, verdict: Verdict) -> tuple[Severity, str, str]:
+    """Severity, message and advice."""
+    if verdict.by_chance:
+        return "warning", "Whether the rest of the plan explodes is a matter of rounding.", TAKE
+    return ("critical", *_sure(run)) if verdict.may_explode else ("info", *_thin(run, verdict))
+
+
 def _sure(run: Run) -> tuple[str, str]:
     """Message and advice where the plan explodes."""
     if broken := out_of_nothing(run):
         step, advice = broken
         return f"The rest of the plan becomes nonfinite in its rehearsal, at step {step}.", advice
-    take = "Take the best of the remedies that were tried, where one held."
-    return "The rest of the plan explodes in its rehearsals.", take
+    return "The rest of the plan explodes in its rehearsals.", TAKE
 
 
 def _thin(run: Run, verdict: Verdict) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.diagnosis.learning import FIRST, vanished
-from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, usable
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
@@ -35,7 +35,7 @@ def check(run: Run) -> Iterator[Finding]:
     if int(usable(run)[:FIRST].sum()) < FIRST:
         raise CannotRunError(f"{count(int(usable(run)[:FIRST].sum()), 'first step')} with a norm; {FIRST} are needed")
     step = vanished(run)
-    if step is None or judge(run).verdict in EXPLODES:
+    if step is None or judge(run).may_explode:
         return
     yield finding(
         CODE,

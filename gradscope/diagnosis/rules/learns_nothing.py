@@ -45,7 +45,7 @@ from gradscope.diagnosis.learning import (
     rehearsal,
     unlearned,
 )
-from gradscope.diagnosis.model import EXPLODES, CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number, percent
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
@@ -75,7 +75,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     trial, losses = rehearsal(run), losses_of(run)
     if len(losses) < settings.least:
         raise CannotRunError(f"{count(len(losses), 'loss value')}, rehearsals included; {settings.least} are needed")
-    if judge(run).verdict in EXPLODES or unlearned(run):
+    if judge(run).may_explode or unlearned(run):
         return
     advice, still = ADVICE, fall(losses, settings.parts)
     if lower := at_chance(run):
