@@ -176,8 +176,8 @@ def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
         return Verdict("will-explode", score, 1.0, None, tuple(told))
     factors, full = [one.lr_factor for one in trials if one.failed], [one for one in planned(trials) if one.full]
     if failed := sum(one.failed for one in full):
-        told.append(f"rounding decides: {failed} of {len(full)} rehearsals of the plan fail that hardly differ")
-        return Verdict("thin-headroom", score, 1.0, None, tuple(told))
+        chance = f"of {len(full)} rehearsals of the plan that differ by rounding, {failed} failed"
+        return Verdict("thin-headroom", score, 1.0, None, (chance, *told))
     if 1.0 in factors:
         told.append("a rehearsal at the planned learning rate failed, but nothing confirms it")
     if factors:
