@@ -38,10 +38,6 @@ __all__ = ["analyze", "verify_run"]
 
 PROBED = (0, 1, 2, 5)
 PROBED_EVERY = 10
-ON_POLICY = (
-    "The data function calls the model: rehearsals and trials take batches drawn ahead, from the model as it is then: "
-    "that is not what the training will see later."
-)
 REHEARSAL_SHARE, VERIFICATION_SHARE = 0.5, 0.6
 """Of the time left, what rehearsals and then the proving of thresholds may take; remedies have the rest."""
 
@@ -103,7 +99,7 @@ def _analyze_once(
     with watching_draws(workload) as called:
         ending = _record(session, recorder, steps)
     if called:
-        session.note(ON_POLICY)
+        recorder.update_header(on_policy=True)
     if ending.how != "interrupted":
         _try(session, rehearse, verify)
     return session.directory

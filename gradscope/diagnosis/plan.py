@@ -2,11 +2,12 @@
 
 First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 20,000 where that takes at most a third of the time
 allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
-step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only) each at its own
-time. An alarm at ×1 or ×2, or a loss that creeps upwards at both, is looked at again: in full where the time allows it; else
-by the next 20 steps uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips;
-then, what failed or unlearned is gone through again as the plan clips today, if it does. Last, a plan that failed in full is
-gone through twice more from weights changed by one part in 100,000: where these hold, it fails by chance.
+step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only, unless the model
+makes its data: then ×1 is the first to draw them, as the training would be) each at its own time. An alarm at ×1 or ×2, or
+a loss that creeps upwards at both, is looked at again: in full where the time allows it; else by the next 20 steps
+uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips; then, what failed or
+unlearned is gone through again as the plan clips today, if it does. Last, a plan that failed in full is gone through twice
+more from weights changed by one part in 100,000: where these hold, it fails by chance.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...
         return ()
     if "x1" in run.trials:
         return _again(run, start, stop, allowed) or _as_clipped_today(run, allowed) or _perturbed(run, allowed)
-    if "sweep" not in run.trials:
+    if "sweep" not in run.trials and not run.header.on_policy:
         spread = even(start, stop, int(min(SWEEP, max(allowed / 4 / SWEEP_COST, LEAST))))
         return (Trial("sweep", "sweep", indexes=_ints(spread)),)
     return _first(run, start, stop, allowed)
@@ -103,7 +104,7 @@ def _perturbed(run: Run, allowed: float) -> tuple[Trial, ...]:
     deciding = as_clipped_today(run, seen) if run.header.plan.max_norm else seen
     own = next((one for one in planned(deciding or []) if one.full), None)
     made = run.trials[own.name].header.trial if own and own.failed else None
-    if made is None:
+    if made is None or run.header.on_policy:
         return ()
     draws = range(1, PERTURBATIONS + 1)
     wanted = [replace(made, name=f"{made.name}-perturbed-{k}", draw=k, perturbed=PERTURBED) for k in draws]

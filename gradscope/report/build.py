@@ -68,6 +68,13 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield f"Rank 0 of {header.world_size} recorded: norms are of the whole gradient, the loss is of its batches alone."
     if header.synthetic_data:
         yield "The data were made up to fit the model's input; gradients on real data differ."
+    if header.on_policy:
+        yield (
+            "The data function calls the model: the first rehearsal draws as the training will, where it is not compressed; "
+            "all other trials take the batches drawn for it, which their own model would not have made."
+            if trials(run, "rehearsal")
+            else "The data function calls the model."
+        )
     if header.inferred_loss:
         yield "The loss was inferred from the targets; set `loss` in the spec if it is another one."
     if header.gradients_are == "scaled":

@@ -185,6 +185,8 @@ class Header:
     gradients_are: GradientsAre = "unscaled"
     synthetic_data: bool = False
     inferred_loss: bool = False
+    on_policy: bool = False
+    """Whether the data function called the model, as a policy's rollouts do."""
     versions: dict[str, str] = field(default_factory=dict)
     pid: int | None = None
     every: int = 1

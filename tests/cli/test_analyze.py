@@ -365,6 +365,40 @@ def test_data_that_the_model_makes_is_said(
     assert any("The data function calls the model" in caveat for caveat in report["caveats"]) is told
 
 
+FOLLOWS = """
+import torch
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 1)
+def data():
+    for i in range(200):
+        inputs = torch.sin(torch.arange(12.0) + i).reshape(4, 3)
+        with torch.no_grad():
+            made = model(inputs) * 0.9 + 1
+        yield inputs, made
+loss = torch.nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-1)
+total_steps = 100
+"""
+
+
+def test_data_that_the_model_makes_is_drawn_as_the_training_would(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = analyzed(here, capsys, FOLLOWS)
+    plain: dict[str, Any] = {}
+    exec(FOLLOWS, plain)
+    losses = []
+    for _, (inputs, made) in zip(range(100), plain["data"](), strict=False):
+        plain["optimizer"].zero_grad()
+        loss = plain["loss"](plain["model"](inputs), made)
+        loss.backward()
+        plain["optimizer"].step()
+        losses.append(loss.item())
+    run = load_run(find_run(None))
+    assert [*run.loss, *run.trials["x1"].loss] == losses
+    assert any("the first rehearsal draws as the training will" in caveat for caveat in report["caveats"])
+
+
 DIES = """
 import torch
 torch.manual_seed(0)

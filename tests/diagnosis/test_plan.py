@@ -254,3 +254,12 @@ def test_where_the_plan_clips_it_is_perturbed_as_it_clips(tmp_path):
     assert names(stages)[2:] == [["x1-clipped"], ["x1-clipped-perturbed-1", "x1-clipped-perturbed-2"]]
     assert {trial.max_norm for trial in stages[-1]} == {0.5}
     assert (judge(run).by_chance, judge(run).clipped_at) == (True, 0.5)
+
+
+def test_data_that_the_model_makes_is_drawn_by_the_first_rehearsal_alone(tmp_path):
+    trials = {}
+    for wanted in (["x1", "x2", "x4"], []):
+        run = make_run(tmp_path, [1.0] * 50, trials=trials, plan=Plan(total_steps=450), on_policy=True)
+        new = next_rehearsals(run)
+        assert [trial.name for trial in new] == wanted
+        trials |= {trial.name: (trial, *blown(trial)) for trial in new}
