@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.diagnosis.range_test import training_of
-from gradscope.diagnosis.rehearsals import Rehearsed
+from gradscope.diagnosis.rehearsals import Rehearsed, horizon
 from gradscope.diagnosis.series import count, median, number, percent
 from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
@@ -19,6 +19,7 @@ from gradscope.recommendation.candidates import (
     above,
     candidates,
     one_each,
+    plan_fails,
     rehearsed_in_full,
     same_threshold,
     surely,
@@ -30,6 +31,7 @@ from gradscope.recommendation.percentiles import (
     mode,
     thresholds,
 )
+from gradscope.recommendation.plan import FIRST
 from gradscope.runs.run import Run
 
 FEW = 20
@@ -88,9 +90,28 @@ def recommend(
     tried = candidates(run) if by == "norm" else ()
     if not tried:
         return plain
-    return (
-        _verified(plain, tried, run.header.plan.max_norm, rehearsed_in_full(run)) if proven else _beside(plain, tried)
+    if proven and _cut_short(run, tried):
+        return _unproven(plain, tried, run.header.plan.max_norm)
+    return _verified(run, plain, tried) if proven else _beside(plain, tried)
+
+
+def _cut_short(run: Run, tried: tuple[Candidate, ...]) -> bool:
+    """Whether the budget left the trials too few steps to stand for the plan, and nothing failed."""
+    enough = min(FIRST, horizon(run))
+    return 0 < tried[0].steps < enough and not _needed(tried) and not plan_fails(run)
+
+
+def _unproven(plain: Recommendation, tried: tuple[Candidate, ...], today: float | None) -> Recommendation:
+    """The threshold in use, where it held, else the percentile as a safety net: such short trials choose none."""
+    tried = tuple(dataclasses.replace(one, chosen=False) for one in tried)
+    own = next((one for one in tried if same_threshold(one, today) and not one.diverged), None) if today else None
+    short = (
+        f"Of {count(len(_apart(tried)), 'threshold')} tried, each over {count(tried[0].steps, 'step')}, none is chosen: "
+        f"that is too short; a larger --budget has room for {FIRST}."
     )
+    answer = f"The {number(today or 0.0)} in use today held there: keep it." if own else plain.reason
+    took = _as_tried(own) | {"max_norm": today} if own else {}
+    return dataclasses.replace(plain, **took, reason=f"{short} {answer}", candidates=tried)
 
 
 def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
@@ -143,12 +164,9 @@ def _kept(off: Recommendation, best: Candidate, today: float | None) -> Recommen
     return dataclasses.replace(off, **_as_tried(own) | {"max_norm": today}, reason=f"{off.reason} {did}")
 
 
-def _verified(
-    plain: Recommendation, tried: tuple[Candidate, ...], today: float | None, whole: list[Rehearsed]
-) -> Recommendation:
-    """The recommendation with the winner of the candidates in place of the percentile. `today`: the threshold in use;
-    `whole`: the rehearsals of the plan in full, without clipping.
-    """
+def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendation:
+    """The recommendation with the winner of the candidates in place of the percentile."""
+    today, whole = run.header.plan.max_norm, rehearsed_in_full(run)
     fails = any(one.failed for one in whole)
     if _needed(tried) and all(one.max_norm is None for one in tried):
         untried = f"{plain.reason} Without clipping it diverged on its trial; no threshold was tried."
@@ -166,7 +184,8 @@ def _verified(
         limits = count(len(_apart(longest)), "threshold")
         reason = f"None of {limits} tried{over} held: each diverged. Clipping alone does not help here."
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
-    over = f"over {count(best.steps, 'trial step')}" if best.steps else "on its trial"
+    stands = f" that stand for {horizon(run):,}" if best.steps < horizon(run) else ""
+    over = f"over {count(best.steps, 'trial step')}{stands}" if best.steps else "on its trial"
     if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
         lower = f"none ended at a clearly lower loss than not clipping: {number(best.loss or 0.0)} {over}"
         reason = f"Of {amount} tried, {lower}."

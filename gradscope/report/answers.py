@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradscope.diagnosis.rehearsals import played
 from gradscope.diagnosis.verdict import out_of_nothing
 from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
@@ -67,8 +68,9 @@ def _later(report: Report, bare: str) -> str:
 def _calm(report: Report) -> str:
     if not rehearsed(report):
         return "No sign of it in the recorded steps"
+    sure = "No" if any(one.full for one in played(report.run)) else "Probably not"
     spared = report.diagnosis.verdict.clipped_at is not None
-    return "No: clipped as it is today, it held" if spared else "No: it held in every rehearsal"
+    return f"{sure}: clipped as it is today, it held" if spared else f"{sure}: it held in every rehearsal"
 
 
 def rehearsed(report: Report) -> bool:

@@ -54,7 +54,10 @@ def test_the_lowest_loss_wins_below_zero_too(tmp_path):
     trials = tried("none", None, 0.5) | tried("a", 1.0, -2.0) | tried("b", 2.0, -4.0)
     found = recommend(make_run(tmp_path, [50.0] * 50, trials=trials))
     assert [(one.trial, one.chosen) for one in found.candidates] == [("b", True), ("a", False), ("none", False)]
-    assert "ended at the lowest loss, -4 over 100 trial steps (without clipping 0.5 over 100)" in found.reason
+    assert (
+        "ended at the lowest loss, -4 over 100 trial steps that stand for 1,000 (without clipping 0.5 over 100)"
+        in found.reason
+    )
 
 
 def test_where_a_loss_has_no_bottom_the_smallest_wins(tmp_path):

@@ -126,6 +126,27 @@ def test_only_the_last_losses_of_a_candidate_count(tmp_path):
     assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == 1.0
 
 
+@pytest.mark.parametrize(("today", "limit"), [(None, 1.95), (0.5, 0.5), (7.0, 1.95)])
+def test_trials_cut_short_by_the_budget_choose_nothing(tmp_path, today, limit):
+    few = tuple(range(0, 1000, 50))
+    trials = candidate("none", None, np.full(20, 0.5), indexes=few) | candidate(
+        "a", 0.5, np.full(20, 0.1), np.full(20, 3.0), indexes=few
+    )
+    found = recommend(make_run(tmp_path, NORMS, trials=trials, plan=Plan(total_steps=1000, max_norm=today)))
+    assert found.max_norm == pytest.approx(limit)
+    assert not found.verified
+    assert "Of 1 threshold tried, each over 20 steps, none is chosen" in found.reason
+    assert ("in use today held there: keep it" in found.reason) == (today == limit)
+    assert not any(one.chosen for one in found.candidates)
+
+
+def test_trials_cut_short_still_tell_what_holds_where_not_clipping_diverges(tmp_path):
+    few = tuple(range(0, 1000, 50))
+    trials = candidate("none", None, [1.0, INF], indexes=few) | candidate("a", 0.5, np.full(20, 0.1), indexes=few)
+    found = recommend(make_run(tmp_path, NORMS, trials=trials))
+    assert (found.max_norm, found.verified) == (0.5, True)
+
+
 def test_the_longest_trials_decide(tmp_path):
     short, long = tuple(range(0, 400, 8)), tuple(range(0, 400, 4))
     trials = candidate("short", 0.5, np.full(50, 0.1), indexes=short)
@@ -135,7 +156,7 @@ def test_the_longest_trials_decide(tmp_path):
     )
     found = recommend(make_run(tmp_path, NORMS, trials=trials))
     assert found.max_norm == 2.0
-    assert "over 100 trial steps (without clipping 3 over 50)" in found.reason
+    assert "over 100 trial steps that stand for 1,000 (without clipping 3 over 50)" in found.reason
 
 
 def test_a_compressed_trial_stands_for_a_smaller_threshold(tmp_path):

@@ -15,6 +15,7 @@ from gradscope.report.renderers import renderer
 from gradscope.report.renderers.console import render
 from gradscope.report.rows import layer_rows, trial_rows
 from gradscope.report.terminal import Terminal
+from gradscope.report.titles import title
 from gradscope.report.which_layer import without_subject
 from gradscope.runs.schema import Ending, Group, Offender, Optimizer, Plan, Trial
 from tests.builders import make_run
@@ -386,6 +387,29 @@ def test_a_verdict_says_whether_it_is_of_the_plan_as_it_clips(tmp_path):
     lost = said("lost", failed)
     assert lost.answer == "Yes, later: it is nonfinite at step 80"
     assert not any("Rehearsed without clipping" in detail for detail in lost.details)
+
+
+@pytest.mark.parametrize(("total", "answer"), [(100, "No: it"), (4000, "Probably not: it")])
+def test_a_compressed_rehearsal_that_held_is_not_sure(tmp_path, total, answer):
+    indexes, held = tuple(np.linspace(60, total - 1, 40).astype(int).tolist()), np.ones(40)
+    trials = {"x1": (Trial("rehearsal", "x1", indexes=indexes), held, held)}
+    run = make_run(tmp_path, [1.0] * 60, trials=trials, plan=Plan(total_steps=total))
+    assert answers(build_report(run))[0].answer == f"{answer} held in every rehearsal"
+
+
+def test_a_plan_that_explodes_in_some_rehearsals_may_explode(tmp_path):
+    indexes, held, failed = tuple(range(60, 100)), np.ones(40), np.r_[np.ones(30), np.nan]
+    trials = {
+        name: (Trial("rehearsal", name, indexes=indexes, draw=draw, perturbed=1e-5 * (draw > 0)), losses, losses)
+        for draw, (name, losses) in enumerate({"x1": failed, "x1-perturbed-1": held, "x1-perturbed-2": failed}.items())
+    }
+    report = build_report(make_run(tmp_path, [1.0] * 60, trials=trials, plan=Plan(total_steps=100)))
+    assert title(report) == ("◆", "may explode")
+    said = answers(report)[0]
+    assert said.answer == "Perhaps: rounding decides whether it explodes"
+    assert said.details[0] == "Of 3 rehearsals of the plan that differ by rounding, 2 failed."
+    (foreseen,) = [one for one in report.diagnosis.findings if one.code == "GS206"]
+    assert (foreseen.severity, foreseen.value) == ("warning", 1)
 
 
 def test_what_held_best_is_pasted_before_a_clip_and_alone_where_clipping_failed(tmp_path):
