@@ -44,15 +44,16 @@ PERTURBED, PERTURBATIONS = 1e-5, 2
 def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials (kinds sweep and rehearsal) within `allowed` training steps; empty when nothing more is needed.
 
-    Left out first when time is short: ×4, then length.
+    Left out first when time is short: ×4, then length, then the sweep and ×2.
     """
     start, stop = len(run.step), horizon(run)
     if stop <= start or seen_in_window(run):
         return ()
     if "x1" in run.trials:
         return _again(run, start, stop, allowed) or _as_clipped_today(run, allowed) or _perturbed(run, allowed)
-    if "sweep" not in run.trials and not run.header.on_policy:
-        spread = even(start, stop, int(min(SWEEP, max(allowed / 4 / SWEEP_COST, LEAST))))
+    swept = int(min(SWEEP, allowed / 4 / SWEEP_COST))
+    if "sweep" not in run.trials and not run.header.on_policy and swept >= LEAST:
+        spread = even(start, stop, swept)
         return (Trial("sweep", "sweep", indexes=_ints(spread)),)
     return _first(run, start, stop, allowed)
 
@@ -68,7 +69,8 @@ def _first(run: Run, start: int, stop: int, allowed: float) -> tuple[Trial, ...]
         return max(LEAST, int(shrink * steps))
 
     wanted = [_exact("x1", start, stop) if full else _compressed(run, "x1", 1.0, length(X1))]
-    wanted.append(_compressed(run, "x2", 2.0, length(X2)))
+    if allowed >= 2 * LEAST:
+        wanted.append(_compressed(run, "x2", 2.0, length(X2)))
     return tuple(wanted + ([_compressed(run, "x4", 4.0, X4)] if four else []))
 
 
