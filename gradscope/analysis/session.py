@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ def stages(session: Session, name: str, planner: Planner, share: float) -> None:
         run = load_run(session.directory)
         session.step_s = float(np.percentile(np.diff(run.elapsed_s), 50)) if len(run.step) > 1 else 0.0
         trials = [t for t in planner(run, session.allowed(share)) if t.name not in run.trials]
-        _note_left_out(session, name, planner(run, float("inf")), trials)
+        _note_left_out(session, name, planner(run, float("inf")), trials, share)
         if not trials:
             return
         steps = sum(len(trial.indexes) for trial in trials)
@@ -150,17 +151,20 @@ def stages(session: Session, name: str, planner: Planner, share: float) -> None:
             _play(session, trial)
 
 
-def _note_left_out(session: Session, name: str, wanted: Iterable[Trial], kept: Iterable[Trial]) -> None:
+def _note_left_out(session: Session, name: str, wanted: Iterable[Trial], kept: Iterable[Trial], share: float) -> None:
+    """Say what the budget has no room for, and by how much a larger one has; `share` of it is this stage's."""
     lengths = {trial.name: len(trial.indexes) for trial in kept}
-    left_out, shorter = [], []
+    left_out, shorter, missing = [], [], 0
     for trial in wanted:
+        missing += max(0, len(trial.indexes) - lengths.get(trial.name, 0))
         if trial.name not in lengths:
             left_out.append(trial.name)
         elif lengths[trial.name] < len(trial.indexes):
             shorter.append(f"{trial.name} to {lengths[trial.name]} of {len(trial.indexes)} steps")
     parts = [f"left out {', '.join(left_out)}"] * bool(left_out) + [f"shortened {', '.join(shorter)}"] * bool(shorter)
     if parts:
-        session.note(f"{name}, for the budget: {'; '.join(parts)}. A larger --budget has room for them.")
+        more = math.ceil(missing * session.step_s / share / 60)
+        session.note(f"{name}, for the budget: {'; '.join(parts)}. A --budget larger by {more}m has room for them.")
 
 
 def _play(session: Session, trial: Trial) -> None:
