@@ -158,14 +158,35 @@ def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
 
 
 def lost_at_a_tenth(run: Run) -> bool:
-    """Whether the whole plan was tried at a tenth of its learning rate, and lost what it learned there too."""
-    for one in run.trials.values():
-        trial = one.header.trial
-        if trial and trial.kind == "remedy" and trial.name.startswith("lr-0.1"):
-            whole = len(trial.indexes) == run.header.plan.total_steps
-            if whole and collapse(one.loss) is not None:
-                return True
-    return False
+    """Whether the whole plan was tried at a tenth of its learning rate and lost what it learned there too; or came to rest
+    as high as at every other rate tried.
+    """
+    lower = {name: one.loss for name, one in run.trials.items() if _at_lower_rate(run, one)}
+    tenth = next((losses for name, losses in lower.items() if name.startswith("lr-0.1")), None)
+    found = unlearned(run)
+    if tenth is None or found is None:
+        return False
+    high = [_end(losses) >= (found.best + found.end) / 2 for losses in lower.values()]
+    at_rest = not fall(tenth[-len(tenth) // 4 :], PARTS // 4).at_least(SHARE)
+    return collapse(tenth) is not None or (len(high) > 1 and all(high) and at_rest)
+
+
+def _at_lower_rate(run: Run, trial: Run) -> bool:
+    """Whether a remedy's trial took the whole plan at a lower rate, with nothing else changed, and stayed finite."""
+    made = trial.header.trial
+    return (
+        made is not None
+        and made.kind == "remedy"
+        and made.name.startswith("lr-")
+        and "+" not in made.name
+        and len(made.indexes) == run.header.plan.total_steps
+        and len(trial.loss) >= LEAST
+        and bool(np.isfinite(trial.loss).all())
+    )
+
+
+def _end(losses: Floats) -> float:
+    return float(_medians(losses, PARTS)[0][-LAST:].min())
 
 
 def vanished(run: Run) -> int | None:

@@ -11,7 +11,8 @@ How it decides
     errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it, and do not fall
     by .3 again in the last quarter. Unit: the share of the gain that is lost again. Only of losses above zero, of one
     optimizer: a game of several may well end where it began. A training that explodes is not judged. Where a tenth of the
-    learning rate was tried and lost it too, it is an information: something else changes there.
+    learning rate was tried and lost it too, or came to rest as high as at every rate tried, it is an information:
+    something else changes there.
 Known problems
     Where the data or the objective changes, as from task to task, a loss may come back up and be well.
 What to do
@@ -35,7 +36,7 @@ from gradscope.runs.run import Run
 
 CODE, NAME = "GS208", "collapse"
 LOWER = "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well."
-CHANGED = "A tenth of the rate loses it too: look at what changes in the data or the objective there; it may be well."
+CHANGED = "At a tenth of the rate it ends as high: look at what changes in the data or the objective there; it may be well."
 
 
 def check(run: Run) -> Iterator[Finding]:

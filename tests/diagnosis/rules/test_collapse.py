@@ -165,6 +165,30 @@ def test_what_a_tenth_of_the_rate_loses_too_is_the_data_s_doing(tmp_path):
         assert (title(build_report(run))[1] == "no explosion, but a collapse") == (severity == "warning")
 
 
+@pytest.mark.parametrize(
+    ("half", "tenth", "severity"),
+    [
+        (2.3, np.linspace(2.0, 2.3, 400), "info"),
+        (0.2, np.linspace(2.0, 2.3, 400), "warning"),
+        (2.3, np.linspace(3.0, 1.8, 400), "warning"),
+        (2.3, np.full(400, 0.3), "warning"),
+        (None, np.linspace(2.0, 2.3, 400), "warning"),
+    ],
+    ids=["as high at every rate", "half the rate holds", "a tenth still learns", "a tenth holds", "one rate alone"],
+)
+def test_what_comes_to_rest_as_high_at_every_rate_is_the_data_s_doing(tmp_path, half, tenth, severity):
+    steps, ones = tuple(range(400)), np.ones(400)
+    trials = {
+        "x1": (Trial("rehearsal", "x1", indexes=steps[50:]), losses(2.3), np.ones(350)),
+        "lr-0.1": (Trial("remedy", "lr-0.1", start="initial", indexes=steps, note="a\n"), tenth, ones),
+    }
+    if half is not None:
+        at_half = np.r_[WINDOW, losses(half)]
+        trials["lr-0.5"] = Trial("remedy", "lr-0.5", start="initial", indexes=steps, note="b\n"), at_half, ones
+    run = make_run(tmp_path, np.ones(50), loss=WINDOW, trials=trials, plan=Plan(total_steps=400))
+    assert [finding.severity for finding in check(run)] == [severity]
+
+
 def test_a_remedy_that_ends_as_high_is_none(tmp_path):
     steps = tuple(range(400))
     warm = Trial("remedy", "warm-up", start="initial", indexes=steps, note="warm\n"), np.full(400, 2.25), np.ones(400)
