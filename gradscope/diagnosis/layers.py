@@ -173,6 +173,10 @@ class _Ranking:
     def _plain(self, i: int) -> str:
         why = self.run.header.unmeasured.get(self.run.layers[i].name)
         share = f"{percent(float(self.shares[i]))} of the squared gradient norm"
+        if not any(self.run.header.parameters[k].trainable for k in self.run.layers[i].parameters):
+            return "frozen: it gets no gradient."
+        if self.shares[i] == 0:
+            return "its gradient is 0, or none, in most steps."
         if not self.probed:
             return f"{share}; gains were not measured, and a large gradient does not make a layer the cause."
         return f"like its peers ({share}){f'; its gain was not measured: {why}' if why else ''}."

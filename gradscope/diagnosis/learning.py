@@ -20,6 +20,8 @@ STILL, ENOUGH = 10, 400
 """Parts that a loss must never have fallen in, and rehearsed steps that are enough to say that nothing is learned."""
 FIRST, GONE, LAST_SHARE = 20, 1e-9, 10
 """First steps to compare with; a share of their norm below which there is none; one step in so many must have none."""
+PLACE = 0.15
+"""Of the plan: how far apart two collapses may be and have one cause that is not the rate."""
 COLLAPSED, BACK, AGAIN, SURELY = 0.8, 0.7, 0.7, 4.0
 """A collapse: what was below this share of where it began and ends, is back up by this share of the gain and not down to
 this share again in the last quarter; by so many standard errors.
@@ -113,10 +115,21 @@ def at_chance(run: Run) -> Lower | None:
 
 
 def nothing_learned(run: Run) -> Lower | None:
-    """`at_chance`, with a loss that never fell, over 400 rehearsed steps or all that are left of the plan."""
-    trial = rehearsal(run)
-    long = trial is not None and long_enough(run, trial)
-    return at_chance(run) if long and _never_fell(losses_of(run)) else None
+    """Over 400 rehearsed steps or all that are left of the plan: `at_chance` with a loss that never fell, or ends no lower
+    than the very first; or one that never fell, where targets are known and own ones do not surely better.
+    """
+    trial, losses = rehearsal(run), losses_of(run)
+    if trial is None or not long_enough(run, trial):
+        return None
+    if found := at_chance(run):
+        return (
+            found
+            if _never_fell(losses) or level(losses[-len(losses) // LAST_SHARE :]) >= (1 - SHARE) * losses[0]
+            else None
+        )
+    known = None if _opaque(run) else lead(trial)
+    stands_still = known is not None and not known.at_least(SHARE) and _never_fell(losses)
+    return fall(losses, STILL) if stands_still else None
 
 
 def long_enough(run: Run, trial: Run, enough: int = ENOUGH) -> bool:
@@ -158,17 +171,26 @@ def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
 
 
 def lost_at_a_tenth(run: Run) -> bool:
-    """Whether the whole plan was tried at a tenth of its learning rate and lost what it learned there too; or came to rest
-    as high as at every other rate tried.
+    """Whether the whole plan was tried at a tenth of its learning rate and lost what it learned there too, about as early (a
+    rate that rises gets there later); or came to rest as high as at every other rate tried.
     """
     lower = {name: one.loss for name, one in run.trials.items() if _at_lower_rate(run, one)}
     tenth = next((losses for name, losses in lower.items() if name.startswith("lr-0.1")), None)
     found = unlearned(run)
     if tenth is None or found is None:
         return False
-    high = [_end(losses) >= (found.best + found.end) / 2 for losses in lower.values()]
+    again, high = collapse(tenth), [_end(losses) >= (found.best + found.end) / 2 for losses in lower.values()]
     at_rest = not fall(tenth[-len(tenth) // 4 :], PARTS // 4).at_least(SHARE)
-    return collapse(tenth) is not None or (len(high) > 1 and all(high) and at_rest)
+    same_place = again is not None and abs(again.row - step_of(run, found.row)) <= PLACE * len(tenth)
+    return same_place or (len(high) > 1 and all(high) and at_rest)
+
+
+def step_of(run: Run, row: int) -> int:
+    """The step of the plan of one of `losses_of`."""
+    trial, known = rehearsal(run), run.step[np.isfinite(run.loss)]
+    if row < len(known) or trial is None or trial.header.trial is None:
+        return int(known[min(row, len(known) - 1)])
+    return int(trial.header.trial.indexes[row - len(known)])
 
 
 def _at_lower_rate(run: Run, trial: Run) -> bool:

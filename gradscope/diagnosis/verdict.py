@@ -115,8 +115,9 @@ def _broken(run: Run) -> Iterator[str]:
     trial = run.trials.get("x1")
     if trial is not None and broken_off(trial):
         length = len(trial.header.trial.indexes) if trial.header.trial else 0
-        why = trial.header.ending.message or "it was cut short"
-        yield f"its rehearsal took {len(trial.step)} of {count(length, 'step')}: {why}"
+        told = trial.header.ending.how == "failed"  # by GS210
+        why = "" if told else f": {trial.header.ending.message or 'it was cut short'}"
+        yield f"its rehearsal took {len(trial.step)} of {count(length, 'step')}{why}"
 
 
 def explosion_score(trials: list[Rehearsed]) -> float:

@@ -21,6 +21,7 @@ RISING = 2
 SHORTLY, GREW, UNMOVED = 3, 10.0, 1.25
 JUMP = 30.0
 STEADY = 10.0
+PASSED = 3.0
 GUARD = 0.01
 """A beginning a hundred times below the median of the window is no reference."""
 
@@ -46,9 +47,10 @@ def explosion(run: Run) -> Explosion | None:
 def seen_in_window(run: Run) -> Explosion | None:
     """What the recorded steps alone prove.
 
-    Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 ×, median of the last 10 norms
-    above 100 × (unless the loss falls steadily below zero), or a norm above 1000 × the first with a last loss above 10 × the
-    first. Steps that were skipped, by a gradient scaler or by the script, count only by a loss that stays nonfinite; a loss
+    Any nonfinite value, or, of the run's own beginning: median of the last 10 |loss| above 10 × (below 100 ×: unless no norm
+    grew by more than its square root; or none by 100 ×, and the loss had been 3 × as high before), median of the last 10
+    norms above 100 × (unless the loss falls steadily below zero), or a norm above 1000 × the first with a last loss above
+    10 × the first. Steps that were skipped, by a scaler or by the script, count only by a loss that stays nonfinite; a loss
     that falls is no explosion, however negative. Norms read after clipping are not judged.
     """
     return _nonfinite(run) or next(_grown(_Window(run)), None)
@@ -181,7 +183,8 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
     """What grew, the surest sign first."""
     losses, sizes, norms = seen.losses, seen.sizes, seen.norms
     last, first = median(sizes[-LATE:]), beginning(sizes, EARLY_LOSSES)
-    if last > LOSS_FACTOR * first > 0 and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES]):
+    rose = last > LOSS_FACTOR * first > 0 and median(losses[-LATE:]) > median(losses[:EARLY_LOSSES])
+    if rose and not _may_be_well(seen, last, last / first):
         what = f"median |loss| of the last {LATE}"
         yield _explosion(
             seen.run, seen.loss_rows, sizes, (last, first, LOSS_FACTOR), what, median(sizes[:EARLY_LOSSES])
@@ -193,6 +196,17 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
     if seen.both and norms.max() > BLOWN * norms[0] and level(losses[-LATE:]) > LOSS_FACTOR * losses[0] > 0:
         what = "the largest gradient norm, with a loss that stays up,"
         yield _explosion(seen.run, seen.norm_rows, norms, (float(norms.max()), float(norms[0]), BLOWN), what)
+
+
+def _may_be_well(seen: _Window, last: float, growth: float) -> bool:
+    """Whether a loss rose less than 100 × while no gradient grew by more than the square root of that, as where not the
+    weights but the targets grow; or by less than 100 × too, and the loss had been 3 × as high before.
+    """
+    if growth >= NORM_FACTOR or not len(seen.norms):
+        return False
+    steeper = float(seen.norms.max()) / beginning(seen.norms, EARLY_NORMS)
+    passed = float(seen.sizes[:-LATE].max()) > PASSED * last
+    return steeper < np.sqrt(growth) or (passed and steeper < NORM_FACTOR)
 
 
 def _falls_steadily(losses: Floats) -> bool:

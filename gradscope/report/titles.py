@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned, vanished
 from gradscope.diagnosis.model import Verdict
+from gradscope.diagnosis.rules.raises_later import raised
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
 from gradscope.runs.run import Run
@@ -52,16 +53,21 @@ class Lost(NamedTuple):
 
 
 COLLAPSES = Lost("a collapse", "It does not explode, but loses what it learned", "GS208")
+COMES_BACK = Lost("a loss that comes back up", "It does not explode, but its loss comes back up", "GS208")
+"""A collapse, as far as the recorded steps of a script tell, where the target may as well have moved."""
 VANISHED = Lost("no gradient left", "It does not explode, but its gradient vanishes", "GS209")
-AT_CHANCE = Lost("nothing learned", "It does not explode, but learns nothing", "GS204")
+STOPS = Lost("an error ahead", "It stops before it could: its own code raises an error", "GS210")
+LEARNS_NOTHING = Lost("nothing learned", "It does not explode, but learns nothing", "GS204")
 
 
 def lost_without_explosion(run: Run, verdict: Verdict) -> Lost | None:
     """How it comes to nothing, where it does and does not explode."""
     if verdict.may_explode:
         return None
+    if any(map(raised, run.trials.values())):
+        return STOPS
     if unlearned(run):
-        return None if lost_at_a_tenth(run) else COLLAPSES
+        return None if lost_at_a_tenth(run) else COLLAPSES if run.trials else COMES_BACK
     if vanished(run) is not None:
         return VANISHED
-    return AT_CHANCE if nothing_learned(run) else None
+    return LEARNS_NOTHING if nothing_learned(run) else None

@@ -20,7 +20,7 @@ DEPTH = "GS304"
 """The rule that tells of gradients that grow from layer to layer."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
-ACCUSING = (FIRST, "GS302")
+ACCUSING = (FIRST, "GS302", "GS305")
 """Rules whose subject is the layer where it began, though it need not stand out from its peers."""
 
 

@@ -148,6 +148,8 @@ def _shape(plan: Plan) -> str:
     top = max(range(len(peaks)), key=lambda i: peaks[i])
     if max(peaks) == min(peaks):
         return f"lr {peaks[0]:g}"
+    if top == len(peaks) - 1:
+        return f"rises from lr {peaks[0]:.4g} to {peaks[top]:.4g} at step {plan.lr_steps[top]}"
     warm = f"warm-up {plan.lr_steps[top]} steps, " if top > 0 else ""
     return f"{warm}peak lr {peaks[top]:.4g}, ends at {peaks[-1]:.4g}"
 

@@ -76,7 +76,7 @@ def test_explain_by_code_or_name(asked):
 
 
 @pytest.mark.parametrize(
-    ("asked", "hint"), [("spkie", "did you mean spike?"), ("GS20", "did you mean GS20"), ("???", "'???'.")]
+    ("asked", "hint"), [("spkie", "did you mean spike?"), ("GS20", "did you mean GS2"), ("???", "'???'.")]
 )
 def test_explain_an_unknown_rule_names_the_nearest(asked, hint):
     with pytest.raises(UsageError, match=re.escape(hint)) as error:

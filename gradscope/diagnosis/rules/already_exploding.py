@@ -6,14 +6,16 @@ Why it matters
     It is the one case that recorded steps alone prove. Percentiles of such norms are percentiles of the explosion.
 How it decides
     Any nonfinite loss, or any nonfinite gradient that was not skipped; or median of the last 10 |loss| > 10 × median of
-    the first 5, while the loss rose; or median of the last 10 gradient norms > 100 × median of the first 10; or a norm
-    > 1000 × the first, with a last loss > 10 × the first; or a norm > 1000 × the median before it, with a loss that stays
-    above .75 of its beginning in the run and in every rehearsal at the planned rate, or with a layer whose gradient is 0
-    from then on; or two losses or more at the very end, each > 10 × the median before it and the last the highest, with a
-    norm > 1000 × the median before. Without a rehearsal also 5 of the first 20 losses > 10 × the first, with a norm > 100 ×
-    the first and an end above .75 of the first loss; and, of fewer than 20 steps, a last loss and norm that are the highest
-    and > 1000 × the first. Units: multiples of the run's own beginning (never below a hundredth of its median), so the scale
-    of the loss does not matter. At least 20 steps for the comparisons, 7 at the end, 3 of few.
+    the first 5, while the loss rose (below 100 ×: unless no norm grew by more than the square root of that, as where only
+    targets grow, or none by 100 × and the loss had been 3 × as high before); or median of the last 10 gradient norms > 100
+    × median of the first 10; or a norm > 1000 × the first, with a last loss > 10 × the first; or a norm > 1000 × the median
+    before it, with a loss that stays above .75 of its beginning in the run and in every rehearsal at the planned rate, or
+    with a layer whose gradient is 0 from then on; or two losses or more at the very end, each > 10 × the median before it
+    and the last the highest, with a norm > 1000 × the median before. Without a rehearsal also 5 of the first 20 losses > 10
+    × the first, with a norm > 100 × the first and an end above .75 of the first loss; and, of fewer than 20 steps, a last
+    loss and norm that are the highest and > 1000 × the first. Units: multiples of the run's own beginning (never below a
+    hundredth of its median), so the scale of the loss does not matter. At least 20 steps for the comparisons, 7 at the end,
+    3 of few.
 Known problems
     An explosion later than the recorded steps is not seen: no number read from the norms of a window foresees it (AUROC .48
     to .77 over 673 small trainings with known outcome). That is what rehearsals are for. Norms read after clipping

@@ -11,7 +11,7 @@ How it decides
     errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it, and do not fall
     by .3 again in the last quarter. Unit: the share of the gain that is lost again. Only of losses above zero, of one
     optimizer: a game of several may well end where it began. A training that explodes is not judged. Where a tenth of the
-    learning rate was tried and lost it too, or came to rest as high as at every rate tried, it is an information:
+    learning rate was tried and lost it about as early, or came to rest as high as at every rate tried, it is an information:
     something else changes there.
 Known problems
     Where the data or the objective changes, as from task to task, a loss may come back up and be well.
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.learning import BACK, LEAST, losses_of, lost_at_a_tenth, rehearsal, unlearned
+from gradscope.diagnosis.learning import BACK, LEAST, losses_of, lost_at_a_tenth, rehearsal, step_of, unlearned
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import count, finding, number
 from gradscope.diagnosis.verdict import judge
@@ -36,7 +36,9 @@ from gradscope.runs.run import Run
 
 CODE, NAME = "GS208", "collapse"
 LOWER = "Lower the learning rate, or its peak. Where the data or the objective changes there, it may be well."
-CHANGED = "At a tenth of the rate it ends as high: look at what changes in the data or the objective there; it may be well."
+CHANGED = (
+    "At a tenth of the rate it ends as high: look at what changes in the data or the objective there; it may be well."
+)
 
 
 def check(run: Run) -> Iterator[Finding]:
@@ -50,7 +52,7 @@ def check(run: Run) -> Iterator[Finding]:
     recorded, trial = int(np.isfinite(run.loss).sum()), rehearsal(run)
     bare = ", without clipping" if trial and run.header.plan.max_norm and of_the_plan(trial) else ""
     after = f" and {count(len(losses) - recorded, 'rehearsed one')}{bare}" if trial else ""
-    at, changed = _step(run, found.row), lost_at_a_tenth(run)
+    at, changed = step_of(run, found.row), lost_at_a_tenth(run)
     yield finding(
         CODE,
         NAME,
@@ -58,19 +60,11 @@ def check(run: Run) -> Iterator[Finding]:
         f"It loses what it learned: the loss falls from {number(found.first)} to {number(found.best)}, about step {at:,}, "
         f"and ends at {number(found.end)}, after {count(recorded, 'recorded step')}{after}.",
         CHANGED if changed else LOWER,
-        steps=(at, _step(run, len(losses) - 1)),
+        steps=(at, step_of(run, len(losses) - 1)),
         value=(found.end - found.best) / (found.first - found.best),
         limit=BACK,
         unit="share of the gain",
     )
-
-
-def _step(run: Run, row: int) -> int:
-    """The step of the plan of one of the finite losses of the recorded steps and the rehearsal after them."""
-    trial, known = rehearsal(run), run.step[np.isfinite(run.loss)]
-    if row < len(known) or trial is None or trial.header.trial is None:
-        return int(known[min(row, len(known) - 1)])
-    return int(trial.header.trial.indexes[row - len(known)])
 
 
 RULE = Rule(CODE, NAME, check)

@@ -72,8 +72,9 @@ def _thin(run: Run, verdict: Verdict) -> tuple[str, str]:
     """Message and advice where it would at a higher rate."""
     factor = number(verdict.lr_headroom or 1.0)
     lost = unlearned(run) or nothing_learned(run)
+    holds = "does not explode as planned, but does" if lost else "holds as planned, but not"
     advice = "Let it learn first." if lost else "Raise the learning rate with care."
-    return f"The rest of the plan holds as planned, but not at {factor} × its learning rate.", advice
+    return f"The rest of the plan {holds} at {factor} × its learning rate.", advice
 
 
 RULE = Rule(CODE, NAME, check)

@@ -4,7 +4,7 @@ What it detects
     A sample that by itself has a far larger loss, gradient norm or input than the others in its batch: in the batch of the
     largest spike of the gradient norm, in the recorded steps or in a rehearsal, and of the step where an explosion begins.
 Why it matters
-    One broken sample, badly scaled or wrongly labelled, comes back every epoch. Clipping only hides it.
+    One broken sample, badly scaled or wrongly labelled, comes back every epoch. Clipping hides it at best.
 How it decides
     The batch is taken apart, and each sample goes forward and backward by itself, with the model as it was after the
     recorded steps (as it began, where these explode), in evaluation mode. In log10: z = (x − median) / (1.4826·MAD + .05) >
@@ -48,7 +48,7 @@ def check(run: Run) -> Iterator[Finding]:
             NAME,
             "warning",
             f"Step {one.step}{ahead}: {name} stands out by itself: {_sizes(one)}.{more}",
-            "Look at that sample: is it scaled, cleaned and labelled like the others? Clipping only hides it.",
+            "Look at that sample: is it scaled, cleaned and labelled like the others? No threshold mends it.",
             steps=(one.step, one.step),
             value=max(size.factor for size in one.sizes.values()),
             limit=FACTOR,

@@ -7,8 +7,8 @@ Why it matters
     answers to the rising rate.
 How it decides
     The usable steps are cut into 10 equal parts. Fires when at least 8 of the 9 changes between the medians of neighbouring
-    parts are upward and the last median is more than 10 × the first; an information where the plan held in its
-    rehearsals. Units: multiples of the run's own beginning. At least 20 steps.
+    parts are upward, none of them three quarters of all in decades, and the last median is more than 10 × the first; an
+    information where the plan held in its rehearsals. Units: multiples of the run's own beginning. At least 20 steps.
 Known problems
     Growth in a window hardly foresees an explosion (AUROC .55 over 673 small trainings): it is a hint, not a verdict. Norms
     read after clipping cannot show it.
@@ -26,11 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import Finding, Rule
-from gradscope.diagnosis.series import finding, number, pre_clip_norms
+from gradscope.diagnosis.series import finding, log10, number, pre_clip_norms
 from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS202", "sustained-growth"
+JUMP = 0.75
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,8 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     """One finding when the norm grows through the window."""
     steps, norms = pre_clip_norms(run, settings.least)
     medians = np.array([np.median(part) for part in np.array_split(norms, settings.parts)])
-    rises = int((np.diff(medians) > 0).sum())
-    factor = float(medians[-1] / medians[0])
-    if rises < settings.rises or not factor > settings.factor:
+    decades, factor = np.diff(log10(medians)), float(medians[-1] / medians[0])
+    if (decades > 0).sum() < settings.rises or not factor > settings.factor or decades.max() > JUMP * decades.sum():
         return
     held = bool(run.trials) and judge(run).verdict == "stable"
     per_step = factor ** (1 / (len(norms) * (1 - 1 / settings.parts)))

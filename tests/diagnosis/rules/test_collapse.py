@@ -165,6 +165,17 @@ def test_what_a_tenth_of_the_rate_loses_too_is_the_data_s_doing(tmp_path):
         assert (title(build_report(run))[1] == "no explosion, but a collapse") == (severity == "warning")
 
 
+def test_a_tenth_of_a_rising_rate_that_loses_it_later_is_the_rate_s_doing(tmp_path):
+    steps = tuple(range(400))
+    later = np.r_[np.linspace(2.3, 0.1, 330), np.linspace(0.1, 2.3, 30), np.full(40, 2.3)]
+    trials = {
+        "x1": (Trial("rehearsal", "x1", indexes=steps[50:]), losses(2.3), np.ones(350)),
+        "lr-0.1": (Trial("remedy", "lr-0.1", start="initial", indexes=steps, note="a\n"), later, np.ones(400)),
+    }
+    run = make_run(tmp_path, np.ones(50), loss=WINDOW, trials=trials, plan=Plan(total_steps=400))
+    assert [finding.severity for finding in check(run)] == ["warning"]
+
+
 @pytest.mark.parametrize(
     ("half", "tenth", "severity"),
     [

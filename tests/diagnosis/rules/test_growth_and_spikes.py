@@ -16,9 +16,29 @@ SCALES = [1e-18, 1.0, 1e18]
 
 def test_exploding_fires_on_a_rising_loss(tmp_path):
     loss = [1.0] * 30 + [11.0] * 20
-    (finding,) = already_exploding.check(make_run(tmp_path, [1.0] * 50, loss=loss))
+    (finding,) = already_exploding.check(make_run(tmp_path, [1.0] * 30 + [4.0] * 20, loss=loss))
     assert (finding.code, finding.severity, finding.first_step, finding.last_step) == ("GS201", "critical", 30, 49)
     assert finding.value == pytest.approx(11)
+
+
+@pytest.mark.parametrize(
+    ("end", "norm", "spike", "fires"),
+    [
+        (49.0, 6.9, 1.0, 0),
+        (49.0, 7.1, 1.0, 1),
+        (101.0, 1.0, 1.0, 1),
+        (49.0, 50.0, 148.0, 0),
+        (49.0, 50.0, 146.0, 1),
+        (49.0, 101.0, 1e3, 1),
+    ],
+    ids=["targets grow", "weights grow", "above 100 ×", "it was higher before", "not 3 ×", "norms above 100 ×"],
+)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_loss_that_rises_with_its_targets_is_no_explosion(tmp_path, end, norm, spike, fires, scale):
+    loss, norms = np.r_[np.ones(30), np.full(20, end)], np.r_[np.ones(30), np.full(20, norm)]
+    loss[20] = spike
+    run = make_run(tmp_path, scale * norms, loss=scale * loss)
+    assert len(list(already_exploding.check(run))) == fires
 
 
 def test_exploding_is_silent_at_its_limit(tmp_path):
@@ -48,6 +68,8 @@ def test_growth_fires_at_any_scale(tmp_path, scale):
 def test_growth_is_silent_at_its_limit_and_on_a_jump(tmp_path):
     steps = np.repeat(np.linspace(1.0, 10.0, 10), 2)
     assert list(sustained_growth.check(make_run(tmp_path, steps))) == []
+    jump = np.r_[np.linspace(1.0, 1.2, 25), np.linspace(2000.0, 2400.0, 25)]
+    assert list(sustained_growth.check(make_run(tmp_path, jump))) == []
     (over,) = sustained_growth.check(make_run(tmp_path, np.repeat(np.linspace(1.0, 10.1, 10), 2)))
     assert over.value == pytest.approx(10.1)
     assert list(sustained_growth.check(make_run(tmp_path, [1.0] * 25 + [1000.0] * 25))) == []

@@ -194,3 +194,53 @@ def test_a_training_that_calibrated_itself_is_not_called_lost_in_the_headline(tm
     run = make_run(tmp_path, np.ones(50), loss=loss, trials=trials, trial_probes=pairs, plan=Plan(total_steps=400))
     assert list(check(run))
     assert title(build_report(run)) == ("●", "stable")
+
+
+@pytest.mark.parametrize(
+    ("first", "learned", "step", "word"),
+    [
+        (2.3, 0.0, "CrossEntropyLoss()", "no explosion, but nothing learned"),
+        (4.0, 0.0, "CrossEntropyLoss()", "stable"),
+        (2.3, 0.2, "CrossEntropyLoss()", "stable"),
+    ],
+    ids=["back to where it began", "lower than it began", "something learned"],
+)
+def test_a_loss_that_ends_at_chance_after_an_explosion_of_its_first_steps_learned_nothing(
+    tmp_path, first, learned, step, word
+):
+    loss = np.concatenate([[first], np.geomspace(1e9, 2.3, 29), 2.3 + NOISE[:20]])
+    pairs = [(i, "target_loss", ["own", "others"], [2.3 * (1 - learned), 2.3]) for i in range(10)]
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    run = make_run(
+        tmp_path,
+        np.ones(50),
+        loss=loss,
+        trials={"x1": (trial, 2.3 + NOISE[:350], np.ones(350))},
+        trial_probes=pairs,
+        plan=Plan(total_steps=400),
+        pieces=(Piece("loss", step, "spec.py:3"),),
+    )
+    assert title(build_report(run))[1] == word
+
+
+@pytest.mark.parametrize(
+    ("lead", "step", "word"),
+    [
+        (0.01, "CrossEntropyLoss()", "no explosion, but nothing learned"),
+        (0.2, "CrossEntropyLoss()", "stable"),
+        (0.01, "training_step", "stable"),
+    ],
+    ids=["hardly better than others'", "surely better", "targets not known"],
+)
+def test_a_loss_that_stands_still_over_the_plan_is_the_headline_where_targets_are_known(tmp_path, lead, step, word):
+    trial = Trial("rehearsal", "x1", indexes=tuple(range(50, 400)))
+    run = make_run(
+        tmp_path,
+        np.ones(50),
+        loss=2.3 + NOISE[:50],
+        trials={"x1": (trial, np.linspace(2.3, 2.27, 350), np.ones(350))},
+        trial_probes=[(i, "target_loss", ["own", "others"], [2.3 * (1 - lead), 2.3]) for i in range(10)],
+        plan=Plan(total_steps=400),
+        pieces=(Piece("loss", step, "spec.py:3"),),
+    )
+    assert title(build_report(run))[1] == word
