@@ -102,6 +102,12 @@ def size(late: float, base: Reference) -> float:
     return -late * base.loss / base.depth if late < 0 < base.depth else abs(late)
 
 
+def bottomless(run: Run) -> bool:
+    """Whether a loss of the run, or of a trial, falls far deeper below zero than it would have by going on as it began."""
+    limit = -LOSS_FAILS * reference(run).depth
+    return any(bool((one.loss < limit).any()) for one in (run, *run.trials.values()))
+
+
 def played(run: Run) -> list[Rehearsed]:
     """Every rehearsal and replay, clipped or not, that came to its end or failed on its way, by name."""
     base = reference(run)

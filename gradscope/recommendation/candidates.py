@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import LOSS_FAILS, Rehearsed, broken_off, recommended, reference, rehearsed, stretch
+from gradscope.diagnosis.rehearsals import Rehearsed, bottomless, broken_off, recommended, rehearsed, stretch
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -152,12 +152,7 @@ def final_loss(run: Run, trial: Run) -> float:
 def _last(run: Run, trial: Run) -> Floats:
     """The last losses; their sizes where a loss of the run has no bottom."""
     last = trial.loss[-max(LAST, len(trial.loss) // LAST_SHARE) :]
-    return np.abs(last) if _bottomless(run) else last
-
-
-def _bottomless(run: Run) -> bool:
-    limit = -LOSS_FAILS * reference(run).depth
-    return any(bool((trial.loss < limit).any()) for trial in run.trials.values())
+    return np.abs(last) if bottomless(run) else last
 
 
 def diverged(run: Run, trial: Run) -> bool:

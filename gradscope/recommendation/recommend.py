@@ -198,7 +198,7 @@ def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> 
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )
     if best.diverged:
-        reason += " Even so its loss ended far above where it began: clipping alone does not rescue this training."
+        reason += " Even so its |loss| ended far above where it began: clipping alone does not rescue this training."
     return dataclasses.replace(
         plain,
         **_as_tried(best),

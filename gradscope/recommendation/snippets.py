@@ -22,6 +22,7 @@ class Form:
 
 UNSCALE = "scaler.unscale_(optimizer)  # once a step, before clipping\n"
 PLACE, IN_CLOSURE = "after backward(), before optimizer.step()", "in the closure that LBFGS calls, after backward()"
+DENSE = "[p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]"
 FORMS = {
     "pytorch": Form(
         "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={})  # " + PLACE,
@@ -78,9 +79,15 @@ def uses_closure(run: Run) -> bool:
     return run.header.optimizer is not None and "LBFGS" in run.header.optimizer.type
 
 
+def uses_sparse(run: Run) -> bool:
+    """Whether some of its gradients are sparse, whose norm torch cannot take."""
+    return run.header.optimizer is not None and "SparseAdam" in run.header.optimizer.type
+
+
 def snippet_for(run: Run, framework: str, recommendation: Recommendation) -> str:
     """`snippet` as the training of this run needs it."""
-    return snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
+    line = snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
+    return line.replace("model.parameters()", DENSE) if uses_sparse(run) else line
 
 
 def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = False, closure: bool = False) -> str:

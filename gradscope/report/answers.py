@@ -8,17 +8,23 @@ from gradscope.diagnosis.window import enough
 from gradscope.recommendation.model import Recommendation, Threshold
 from gradscope.report.facts import in_use
 from gradscope.report.model import Answer, Report
-from gradscope.report.paste import clip_fails
+from gradscope.report.paste import by_degrees, clip_fails, unreliable
 from gradscope.report.rows import trials
 from gradscope.report.text import number, ordinal, plural, sentences, share, times, visible
 from gradscope.report.titles import lost_without_explosion
 from gradscope.report.which_layer import layer
 from gradscope.runs.run import Run
 
-ADAPTIVE = ("Adam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Rprop")
+ADAPTIVE = ("Adam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Rprop", "Lion")
 """Optimizers whose steps do not depend on the size of the gradients."""
-SATURATED = "GS401"
-"""The rule that tells that nearly every step is clipped."""
+SCALED = "GS404"
+MEND_FIRST = {
+    SCALED: "mend GS404 first: what the script clips is still scaled, so that its threshold means another one at each scale",
+    "GS412": "mend GS412 first: gradients that pile up are larger than a step's own",
+}
+"""Faults of a script that make a threshold another one, by their rule."""
+PROPORTIONAL = ("", "SGD", "ASGD")
+"""Those whose steps are as large as the gradients; none known: a step by hand."""
 
 
 def answers(report: Report) -> tuple[Answer, Answer, Answer, Answer]:
@@ -87,16 +93,13 @@ def threshold(report: Report) -> Answer:
         return Answer(question, "Do not clip", sentences((recommendation.reason,)))
     head = f"{name_of(recommendation)} = {number(recommendation.max_norm)}"
     today = in_use(report.run)
-    exploded = report.diagnosis.verdict.verdict == "exploding" and not recommendation.verified
-    doubt = "do not rely on it: these steps explode, and it was not tried" if exploded else ""
-    larger = today is not None and recommendation.max_norm > today and not recommendation.verified
-    if larger and not exploded and report.found(SATURATED):
-        doubt = (
-            f"raise it by degrees: nearly every step was clipped at {number(today or 0.0)}, and no larger one was tried"
-        )
+    doubt = "do not rely on it: these steps explode, and it was not tried" if unreliable(report) else ""
+    if degrees := by_degrees(report):
+        doubt = f"raise it by degrees, {number(2 * degrees)} first: nearly every step was clipped at {number(degrees)}"
+    doubt = next((said for code, said in MEND_FIRST.items() if report.found(code)), doubt)
     if clip_fails(report):
         doubt = "clipping alone does not put this training right: tried as a remedy, it did not hold"
-    use = f"in use today: {number(today)}" if today else ""
+    use = f"in use today: {number(today)}" if today and not report.found(SCALED) else ""
     return Answer(question, head, (*sentences((doubt,)), *_evidence(recommendation, report.run), *sentences((use,))))
 
 
@@ -107,8 +110,9 @@ def name_of(recommendation: Recommendation) -> str:
 
 def _evidence(recommendation: Recommendation, run: Run) -> tuple[str, ...]:
     kept, type_ = recommendation.mean_retained_step, run.header.optimizer.type if run.header.optimizer else ""
-    adapts = any(name in type_ for name in ADAPTIVE)
-    what = f"gradient; {type_} divides a constant factor out again" if adapts and kept and kept < 1 else "step"
+    what = "step" if set(type_.split(" + ")) <= set(PROPORTIONAL) else "gradient"
+    if any(name in type_ for name in ADAPTIVE) and kept and kept < 1:
+        what += f"; {type_} {'divide' if ' + ' in type_ else 'divides'} a constant factor out again"
     keeps = "" if kept is None else f"a {recommendation.mode}: it keeps {share(kept)} of the average {what}"
     return sentences((recommendation.reason, keeps))
 

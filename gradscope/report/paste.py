@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from gradscope.errors import UsageError
 from gradscope.recommendation.model import Recommendation
 from gradscope.recommendation.remedies import CLIP, WHOLE
 from gradscope.recommendation.snippets import FORMS, snippet_for
+from gradscope.report.facts import in_use
 from gradscope.report.model import Remedy, Report
 from gradscope.runs.run import Run
+
+SATURATED = "GS401"
+"""The rule that tells that nearly every step is clipped."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,34 @@ def _clips(remedy: Remedy) -> bool:
     return remedy.trial in (CLIP, CLIP + WHOLE)
 
 
+def unreliable(report: Report) -> bool:
+    """Whether the threshold is taken from steps that explode, and was not tried."""
+    recommendation = report.recommendation
+    exploded = report.diagnosis.verdict.verdict == "exploding"
+    return exploded and recommendation is not None and not recommendation.verified
+
+
+def by_degrees(report: Report) -> float | None:
+    """The threshold in use, where it clips nearly every step, a larger one is recommended and none was tried."""
+    recommendation, today = report.recommendation, in_use(report.run)
+    if recommendation is None or not today or recommendation.verified or unreliable(report):
+        return None
+    larger = recommendation.max_norm is not None and recommendation.max_norm > 2 * today
+    return today if larger and report.found(SATURATED) else None
+
+
 def pastes(report: Report) -> list[Paste]:
     """The lines that clip, for every framework, the one that trained or recorded the run first; nothing without a
-    recommendation, where clipping was tried as a remedy and did not hold, or where something else held and it does not help.
+    recommendation, where clipping was tried as a remedy and did not hold, where something else held and it does not help, or
+    where the threshold rests on steps that explode. One that is to be raised by degrees is twice the one in use.
     """
     recommendation = report.recommendation
     if recommendation is None or clip_fails(report) or (cure(report) and recommendation.max_norm is None):
         return []
+    if unreliable(report):
+        return []
+    if today := by_degrees(report):
+        recommendation = dataclasses.replace(recommendation, max_norm=2 * today)
     own = report.run.header.framework or report.run.header.recorded_by
     names = sorted(FORMS, key=lambda name: name != own)
     return [Paste(name, code) for name in names if (code := _snippet(name, recommendation, report.run))]

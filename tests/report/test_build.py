@@ -460,3 +460,50 @@ def test_of_a_recorded_explosion_the_layer_that_breaks_first_is_told(tmp_path):
     loss = np.r_[np.ones(49), np.nan]
     run = make_run(tmp_path, norms, loss=loss, first_nonfinite=seen, recorded_by="record")
     assert answers(build_report(run))[1].answer == "Not known, but fc2 breaks first"
+
+
+def test_every_line_to_paste_stands_under_the_one_before(tmp_path):
+    run = make_run(tmp_path, [1.0] * 60, columns={"loss_scale": [2.0] * 60})
+    for width in (60, 200):
+        text = render(build_report(run), Terminal(width=width))
+        block = text[text.index("\nPaste\n") :].split("\n\n")[0].splitlines()[2:]
+        assert all(line.startswith("  ") and not line.startswith("   ") for line in block)
+        assert "scaler.unscale_(optimizer)" in text
+
+
+def test_steps_that_explode_leave_nothing_to_paste_where_no_threshold_was_tried(tmp_path):
+    report = build_report(make_run(tmp_path, [1.0] * 30 + [1000.0] * 20))
+    assert report.recommendation.max_norm == 1
+    assert answers(report)[2].details[0].startswith("Do not rely on it")
+    assert pastes(report) == []
+
+
+@pytest.mark.parametrize(("today", "line", "said"), [(0.1, 0.2, True), (0.8, None, False)])
+def test_a_threshold_to_be_raised_by_degrees_is_pasted_as_twice_the_one_in_use(tmp_path, today, line, said):
+    columns = {"max_norm": [today] * 60}
+    report = build_report(make_run(tmp_path, np.linspace(0.5, 1.0, 60), columns=columns, recorded_by="record"))
+    assert any("Raise it by degrees, 0.2 first" in detail for detail in answers(report)[2].details) is said
+    assert f"max_norm={line or float(f'{report.recommendation.max_norm:.4g}')})" in paste_line(report)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("SGD", "of the average step."),
+        ("LBFGS", "of the average gradient."),
+        ("Lion", "of the average gradient; Lion divides a constant factor out again."),
+        ("SparseAdam + AdamW", "of the average gradient; SparseAdam + AdamW divide a constant factor out again."),
+    ],
+)
+def test_what_a_threshold_keeps_is_the_step_only_where_steps_are_as_large_as_gradients(tmp_path, optimizer, said):
+    made = Optimizer(optimizer, (Group(0.1, (0, 1, 2)),))
+    report = build_report(make_run(tmp_path, np.linspace(1.0, 2.0, 60), optimizer=made))
+    assert any(detail.endswith(said) for detail in answers(report)[2].details)
+
+
+def test_sparse_gradients_are_left_out_of_the_line_to_paste(tmp_path):
+    made = Optimizer("SparseAdam + AdamW", (Group(0.1, (0, 1, 2)),))
+    report = build_report(make_run(tmp_path, [1.0] * 60, optimizer=made))
+    assert "clip_grad_norm_([p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]" in str(
+        paste_line(report)
+    )

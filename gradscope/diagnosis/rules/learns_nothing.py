@@ -52,7 +52,7 @@ from gradscope.runs.run import Run
 
 CODE, NAME = "GS204", "learns-nothing"
 ADVICE = "Check that inputs and targets belong together; try to overfit one batch; look for layers without a gradient."
-GAME = "The loss of a game, as a GAN's, or one with a large constant in it may stand still and be well."
+GAME = "The loss of a game (a GAN's), of a policy gradient, or with a large constant in it may stand still and be well."
 
 
 @dataclass(frozen=True)

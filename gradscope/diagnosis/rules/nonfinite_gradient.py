@@ -149,7 +149,9 @@ def _in_backward(run: Run, row: int, layer: str, said: str) -> _Origin:
         (one.order, one.layer) for one, norm in norms if np.isfinite(norm) and one.order > order.get(layer, np.inf)
     ]
     if not behind:
-        return _Origin(layer, said, f"what {layer} computes from that step's batch")
+        return _Origin(
+            layer, said, f"what {layer} computes from that step's batch, and what is computed from its output"
+        )
     other = min(behind)[1]
     return _Origin(
         layer, f"{said}, while that of {other}, next behind it, was finite", f"what is computed from {layer} to {other}"

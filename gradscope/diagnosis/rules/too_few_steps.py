@@ -53,7 +53,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         f"Only {count(measured, 'step')}{total} with a finite gradient norm; {settings.least} are needed for a judgement.",
         "What is said of the steps before the explosion rests on these few."
         if exploded
-        else "Record more steps: analyze with --steps 100, or record more of the script.",
+        else "Record more steps: analyze with --steps 100, or more of the script (with a larger --max-rows, if it has one).",
         value=measured,
         limit=float(settings.least),
         unit="steps",

@@ -51,7 +51,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         NAME,
         "info",
         f"{len(run.step)} of {covered} steps were recorded ({percent(share)}){why}; a spike between them is not seen.",
-        "Record every step (--every 1) where single steps matter.",
+        f"Record every step ({'--every 1' if run.header.every > 1 else 'a larger --max-rows'}) where single steps matter.",
         steps=(int(run.step[0]), int(run.step[-1])),
         value=share,
         limit=settings.share,

@@ -133,11 +133,16 @@ def _paste(report: Report, terminal: Terminal) -> Iterator[RenderableType]:
         yield Text(f"Paste what held best: {visible(remedy.name)}")
         yield from (Text(f"  {visible(line)}", style="bold", overflow="fold") for line in remedy.snippet.splitlines())
     if line:
-        code, mark, remark = line.partition("  # ")
-        fits = terminal.width is None or len(line) + 2 <= terminal.width
         yield Text("Or clip" if remedy else "Paste")
-        for part in (line,) if fits or not mark else (f"# {remark}", code):
+        for part in (part for whole in line.splitlines() for part in _fitting(whole, terminal)):
             yield Text(f"  {part}", style="bold", overflow="fold", no_wrap=False)
+
+
+def _fitting(line: str, terminal: Terminal) -> tuple[str, ...]:
+    code, mark, remark = line.partition("  # ")
+    fits = terminal.width is None or len(line) + 2 <= terminal.width
+    indent = " " * (len(code) - len(code.lstrip()))
+    return (line,) if fits or not mark else (f"{indent}# {remark}", code)
 
 
 def _norms(report: Report, terminal: Terminal) -> Iterator[RenderableType]:

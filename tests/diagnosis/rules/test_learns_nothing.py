@@ -8,7 +8,7 @@ from gradscope.report.answers import explosion
 from gradscope.report.build import build_report
 from gradscope.report.titles import title
 from gradscope.report.which_layer import layer
-from gradscope.runs.schema import Parameter, Piece, Plan, Trial
+from gradscope.runs.schema import Group, Optimizer, Parameter, Piece, Plan, Trial
 from tests.builders import make_run
 
 NOISE = np.random.default_rng(1).normal(0, 0.01, 400)
@@ -169,7 +169,8 @@ def test_a_network_whose_gradient_fades_is_to_blame_in_all_its_layers(tmp_path):
         (0, "grad_out_norm", names, (0.25 ** np.arange(9.0, -1, -1)).tolist()),
         (0, "forward_order", names, np.arange(10.0).tolist()),
     ]
-    run = at_chance(tmp_path, parameters=parameters, probes=probes)
+    every = Optimizer("SGD", (Group(0.1, tuple(range(10))),))
+    run = at_chance(tmp_path, parameters=parameters, probes=probes, optimizer=every)
     report = build_report(run)
     assert [(one.code, one.severity) for one in report.diagnosis.findings] == [
         ("GS204", "warning"),
