@@ -464,7 +464,7 @@ def test_of_a_recorded_explosion_the_layer_that_breaks_first_is_told(tmp_path):
 
 def test_every_line_to_paste_stands_under_the_one_before(tmp_path):
     run = make_run(tmp_path, [1.0] * 60, columns={"loss_scale": [2.0] * 60})
-    for width in (60, 200):
+    for width in (90, 200):
         text = render(build_report(run), Terminal(width=width))
         block = text[text.index("\nPaste\n") :].split("\n\n")[0].splitlines()[2:]
         assert all(line.startswith("  ") and not line.startswith("   ") for line in block)
