@@ -34,6 +34,7 @@ from gradscope.diagnosis.rehearsals import (
 from gradscope.diagnosis.series import count, level, number, read_at, unscaled_norms, usable
 from gradscope.diagnosis.window import (
     EARLY_LOSSES,
+    EARLY_NORMS,
     GREW,
     LATE,
     LOSS_FACTOR,
@@ -44,6 +45,7 @@ from gradscope.diagnosis.window import (
     harmful,
     late_loss,
     what_to_do,
+    with_its_targets,
 )
 from gradscope.runs.run import Run
 
@@ -158,9 +160,17 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     base, limit = reference(run), LOSS_FACTOR * beginning(np.abs(run.loss), EARLY_LOSSES)
     if one.full and not _above(late_loss(trial), base, limit):
         return None
-    if _above(level(trial.loss[NEXT - LATE : NEXT]), base, limit):
+    risen = level(trial.loss[NEXT - LATE : NEXT])
+    growth = LOSS_FACTOR * risen / limit if risen > 0 else np.inf
+    if _above(risen, base, limit) and not _with_its_targets(run, trial, growth):
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
+
+
+def _with_its_targets(run: Run, trial: Run, growth: float) -> bool:
+    norms, coming = unscaled_norms(run)[usable(run)], unscaled_norms(trial)[usable(trial)][:NEXT]
+    before = beginning(norms, EARLY_NORMS)
+    return before > 0 and with_its_targets(growth, float(np.concatenate([norms, coming]).max()) / before)
 
 
 def _above(late: float, base: Reference, limit: float) -> bool:

@@ -199,14 +199,19 @@ def _grown(seen: _Window) -> Iterator[Explosion]:
 
 
 def _may_be_well(seen: _Window, last: float, growth: float) -> bool:
-    """Whether a loss rose less than 100 × while no gradient grew by more than the square root of that, as where not the
-    weights but the targets grow; or by less than 100 × too, and the loss had been 3 × as high before.
-    """
+    """Whether a loss rose with its targets; or less than 100 ×, as the norms, and it had been 3 × as high before."""
     if growth >= NORM_FACTOR or not len(seen.norms):
         return False
-    steeper = float(seen.norms.max()) / beginning(seen.norms, EARLY_NORMS)
     passed = float(seen.sizes[:-LATE].max()) > PASSED * last
-    return steeper < np.sqrt(growth) or (passed and steeper < NORM_FACTOR)
+    steeper = float(seen.norms.max()) / beginning(seen.norms, EARLY_NORMS)
+    return with_its_targets(growth, steeper) or (passed and steeper < NORM_FACTOR)
+
+
+def with_its_targets(growth: float, steeper: float) -> bool:
+    """Whether a loss grew less than 100 × while no gradient norm grew by more than the square root of that, as where not the
+    weights but the targets grow.
+    """
+    return growth < NORM_FACTOR and steeper < growth**0.5
 
 
 def _falls_steadily(losses: Floats) -> bool:

@@ -39,7 +39,7 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
     tried again; no clipping where that is as good, or not surely worse on the same batches; among equals, the largest
     threshold. No clipping alone, tried longer before the time was up, decides nothing. Where the plan in full fails without
-    clipping, what did not clip is not chosen.
+    clipping, what did not clip is not chosen; where it holds, nor is a threshold between two that diverged.
     """
     tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
     winner = _decided(run, tried)
@@ -53,10 +53,24 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
     open_to_choice = [one for one in longest if one.clipped_fraction or not plan_fails(run)]
+    if any(one.max_norm is None and not one.diverged for one in open_to_choice):
+        open_to_choice = [one for one in open_to_choice if not _alone(one, longest)]
     winner = _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
     unclipped = [one for one in open_to_choice if not one.clipped_fraction and one.loss is not None]
     as_good = [one for one in unclipped if winner and not _worse(run, one.trial, winner.trial)]
     return max(as_good, key=lambda one: one.max_norm is None, default=winner)
+
+
+def _alone(one: Candidate, longest: list[Candidate]) -> bool:
+    """Whether the next smaller and the next larger threshold both diverged: what holds between them holds by chance."""
+
+    def size(other: Candidate) -> float:
+        return math.inf if other.max_norm is None else other.max_norm
+
+    others = [other for other in longest if not same_threshold(other, one.max_norm)]
+    larger = min((other for other in others if size(other) > size(one)), key=size, default=None)
+    smaller = max((other for other in others if size(other) < size(one)), key=size, default=None)
+    return larger is not None and smaller is not None and larger.diverged and smaller.diverged
 
 
 def _worse(run: Run, trial: str, other: str) -> bool:
@@ -156,8 +170,9 @@ def _last(run: Run, trial: Run) -> Floats:
 
 
 def diverged(run: Run, trial: Run) -> bool:
-    """Whether it became nonfinite, or ended above ten times its first losses."""
-    return not final_loss(run, trial) <= DIVERGED * median(np.abs(trial.loss[:EARLY]))
+    """Whether it became nonfinite, or ended above ten times its first losses, and ten times where the plan in full held."""
+    held = (abs(one.loss) for one in rehearsed_in_full(run) if not one.failed)
+    return not final_loss(run, trial) <= DIVERGED * max(median(np.abs(trial.loss[:EARLY])), *held, 0.0)
 
 
 def _candidate(run: Run, name: str, trial: Run) -> Candidate:

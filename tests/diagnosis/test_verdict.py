@@ -85,7 +85,7 @@ def test_an_exact_failure_needs_no_confirmation(tmp_path):
     [
         (np.r_[np.ones(5), NAN, np.ones(74)], np.ones(80)),
         (np.ones(80), np.r_[np.ones(5), INF, np.ones(74)]),
-        (np.r_[np.ones(5), np.full(75, 50.0)], np.ones(80)),
+        (np.r_[np.ones(5), np.full(75, 50.0)], np.full(80, 8.0)),
     ],
 )
 def test_the_next_steps_uncompressed_belong_to_the_window(tmp_path, coming):
@@ -245,16 +245,20 @@ def test_a_rehearsal_that_broke_off_says_nothing_unless_it_failed(tmp_path):
     assert judge(make_run(tmp_path, [1.0] * 50, loss=[1.0] * 50, trials={"x1": high})).verdict == "thin-headroom"
 
 
-def bump(end):
+def bump(end, norm):
     losses = np.full(100, 1.0)
     losses[:30], losses[80:] = 40.0, end
-    return losses, np.ones(100)
+    return losses, np.full(100, norm)
 
 
-@pytest.mark.parametrize(("end", "word"), [(0.5, "stable"), (40.0, "exploding")])
-def test_a_bump_after_the_window_that_passes_in_full_is_no_explosion(tmp_path, end, word):
+@pytest.mark.parametrize(
+    ("end", "norm", "word"),
+    [(0.5, 7.0, "stable"), (40.0, 7.0, "exploding"), (40.0, 6.0, "stable")],
+    ids=["passes", "stays", "with its targets"],
+)
+def test_a_bump_after_the_window_that_passes_in_full_is_no_explosion(tmp_path, end, norm, word):
     indexes = tuple(range(50, 150))
-    run = run_with(tmp_path, (rehearsal(indexes=indexes), bump(end)), plan=Plan(total_steps=150))
+    run = run_with(tmp_path, (rehearsal(indexes=indexes), bump(end, norm)), plan=Plan(total_steps=150))
     assert judge(run).verdict == word
 
 

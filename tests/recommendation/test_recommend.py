@@ -147,6 +147,15 @@ def test_trials_cut_short_still_tell_what_holds_where_not_clipping_diverges(tmp_
     assert (found.max_norm, found.verified) == (0.5, True)
 
 
+@pytest.mark.parametrize(("unclipped", "chosen"), [(0.5, None), (INF, 1.0)])
+def test_a_threshold_between_two_that_diverged_is_chosen_only_where_nothing_else_holds(tmp_path, unclipped, chosen):
+    trials = {}
+    for name, limit, end in (("a", 0.1, INF), ("b", 1.0, 0.1), ("c", 10.0, INF), ("none", None, unclipped)):
+        losses = [1.0, INF] if end == INF else np.full(60, end)
+        trials |= candidate(name, limit, losses, np.full(len(losses), 30.0))
+    assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == chosen
+
+
 def test_the_longest_trials_decide(tmp_path):
     short, long = tuple(range(0, 400, 8)), tuple(range(0, 400, 4))
     trials = candidate("short", 0.5, np.full(50, 0.1), indexes=short)
