@@ -16,7 +16,7 @@ EARLY_LOSSES, EARLY_NORMS, LATE = 5, 10, 10
 LATE_LOSSES, LATE_SHARE = 8, 10
 LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
 BLOWN, BEFORE = 1000.0, 100
-NOT_RECOVERED = 0.75
+NOT_RECOVERED, STAYS_UP = 0.75, 2.0
 RISING = 2
 SHORTLY, GREW, UNMOVED = 3, 10.0, 1.25
 JUMP = 30.0
@@ -244,14 +244,16 @@ def _stays_blown(run: Run) -> Explosion | None:
 
 def _blown_at_once(run: Run) -> Explosion | None:
     """Of the first 20 losses at least 5 above 10 × the first, with a norm above 100 × the first, and a loss that does not
-    come back down below .75 × the first. Where the plan was rehearsed, that tells more.
+    come back down below .75 × the first; where the plan was rehearsed, in no rehearsal below twice the first.
     """
     seen = _Window(run)
-    if not seen.both or any(map(of_the_plan, run.trials.values())):
+    if not seen.both:
         return None
     losses, norms, end = seen.losses[:LEAST], seen.norms[:LEAST], level(seen.losses[-LATE:])
+    ahead = [_end(trial) for trial in run.trials.values() if of_the_plan(trial)]
     high = (losses > LOSS_FACTOR * losses[0]) & (losses[0] > 0)
-    if high.sum() < EARLY_LOSSES or not norms.max() > NORM_FACTOR * norms[0] or end <= NOT_RECOVERED * losses[0]:
+    stays_up = min([end, *ahead]) > (STAYS_UP if ahead else NOT_RECOVERED) * losses[0]
+    if high.sum() < EARLY_LOSSES or not norms.max() > NORM_FACTOR * norms[0] or not stays_up:
         return None
     said = f"the loss rises at once, from {number(losses[0])} to {number(losses.max())}, and ends at {number(end)}"
     said += f"; the gradient norm is {number(norms.max())}, against {number(norms[0])} before"

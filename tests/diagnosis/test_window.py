@@ -242,8 +242,11 @@ def test_an_explosion_at_the_first_steps_counts_though_the_loss_comes_back_to_ch
     assert explosion(make_run(tmp_path / "outlier", norms, loss=losses)) is None
     losses, norms = at_once(2.28)
     rehearsal = Trial("rehearsal", "x1", indexes=tuple(range(100, 200)))
-    trials = {"x1": (rehearsal, np.linspace(2.28, 0.4, 100), np.ones(100))}
-    assert explosion(make_run(tmp_path / "later", norms, loss=losses, trials=trials)) is None
+    for name, window, end, seen in (("later", 2.28, 0.4, 0), ("chance", 2.28, 2.28, 0), ("stays", 5.0, 5.0, 1)):
+        losses, norms = at_once(window)
+        trials = {"x1": (rehearsal, np.linspace(window, end, 100), np.ones(100))}
+        run = make_run(tmp_path / f"rehearsed-{name}", norms, loss=losses, trials=trials)
+        assert (explosion(run) is not None) == seen
 
 
 def test_a_few_steps_that_run_away_are_an_explosion(tmp_path):

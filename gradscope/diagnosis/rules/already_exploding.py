@@ -11,11 +11,11 @@ How it decides
     × median of the first 10; or a norm > 1000 × the first, with a last loss > 10 × the first; or a norm > 1000 × the median
     before it, with a loss that stays above .75 of its beginning in the run and in every rehearsal at the planned rate, or
     with a layer whose gradient is 0 from then on; or two losses or more at the very end, each > 10 × the median before it
-    and the last the highest, with a norm > 1000 × the median before. Without a rehearsal also 5 of the first 20 losses > 10
-    × the first, with a norm > 100 × the first and an end above .75 of the first loss; and, of fewer than 20 steps, a last
-    loss and norm that are the highest and > 1000 × the first. Units: multiples of the run's own beginning (never below a
-    hundredth of its median), so the scale of the loss does not matter. At least 20 steps for the comparisons, 7 at the end,
-    3 of few.
+    and the last the highest, with a norm > 1000 × the median before; or 5 of the first 20 losses > 10 × the first, with a
+    norm > 100 × the first and an end above .75 of the first loss, twice it where the plan was rehearsed, there too; and, of
+    fewer than 20 steps, a last loss and norm that are the highest and > 1000 × the first. Units: multiples of the run's own
+    beginning (never below a hundredth of its median), so the scale of the loss does not matter. At least 20 steps for the
+    comparisons, 7 at the end, 3 of few.
 Known problems
     An explosion later than the recorded steps is not seen: no number read from the norms of a window foresees it (AUROC .48
     to .77 over 673 small trainings with known outcome). That is what rehearsals are for. Norms read after clipping
