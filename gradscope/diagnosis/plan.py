@@ -1,6 +1,6 @@
 """Which rehearsals to run next: a pure function of the run on disk, asked again until it wants nothing more.
 
-First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 20,000 where that takes at most a third of the time
+First ×1, ×2 and ×4. A remainder of the plan up to 400 steps, or up to 20,000 where that takes at most half of the time
 allowed, is rehearsed at ×1 in full. A longer one is compressed: step k of N uses the batch and the planned learning rate of
 step i_k, evenly spread over the rest of the plan, with the worst coming batches (of a sweep, forward only, unless the model
 makes its data: then ×1 is the first to draw them, as the training would be) each at its own time. An alarm at ×1 or ×2, or
@@ -26,7 +26,7 @@ from gradscope.runs.schema import Trial
 
 EXACT, AFFORDED = 400, 20_000
 """The longest remainder that is rehearsed in full: at once where it fits, and where it is cheap or confirms an alarm."""
-CHEAP = 1 / 3
+CHEAP = 1 / 2
 """Of the time allowed."""
 X1, X2, X4, X2_LONG, X1_LONG, NEXT = 80, 80, 40, 160, 400, 20
 SWEEP, WORST = 400, 10
