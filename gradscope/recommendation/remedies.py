@@ -187,9 +187,13 @@ def _warm_up(steps: int) -> str:
 
 
 def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
-    """The two best that held and change different things, as one."""
+    """The two best that held and change different things, as one; where none held, other initial weights at a tenth of the
+    rate: what passes gradients on may ask for smaller steps.
+    """
     good = [one for one in sorted(tried.values(), key=lambda one: final_loss(run, one)) if held(run, one)]
-    best = [one.header.trial for one in good if one.header.trial]
+    best = [one.header.trial for one in good or map(tried.get, ("init", "lr-0.1")) if one and one.header.trial]
+    if not good:
+        return _joined(*best) if len(best) > 1 else None
     for other in best[1:]:
         if _kind(best[0]) != _kind(other):
             return _joined(best[0], other)

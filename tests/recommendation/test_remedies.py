@@ -149,6 +149,17 @@ def test_the_best_two_of_different_kind_are_joined(tmp_path):
     assert schedule.startswith("scheduler = ")
 
 
+def test_where_none_held_other_initial_weights_are_tried_at_a_tenth_of_the_rate(tmp_path):
+    layers = [f"fc{i}" for i in range(6)]
+    scales = (0, "init_scale", [f"{layer}.weight" for layer in layers], [1, 1, 20, 1, 1, 1])
+    more = {"parameters": make_header(layers).parameters, "probes": [scales]}
+    first = next_remedies(exploding(tmp_path, **more))
+    (pair,) = next_remedies(exploding(tmp_path, [(trial, np.full(30, NAN)) for trial in first], **more))
+    assert (pair.name, pair.layer, pair.lr_factor) == ("init+lr-0.1", "fc2", 0.1)
+    without = next_remedies(played(tmp_path, **{"lr-0.1": NAN, "lr-0.5": NAN}))
+    assert not any("+" in trial.name for trial in without)
+
+
 def again(tmp_path, run, *more):
     """The run with further trials, each of 30 steps that end at a loss."""
     trials = [(one.header.trial, one.loss) for one in run.trials.values()]
