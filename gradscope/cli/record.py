@@ -79,16 +79,20 @@ def _show(recorded: Recorded) -> None:
     say(f"next: gradscope report {shown.name} --open")
 
 
-def _verdict(run: Path) -> tuple[int, str]:
-    """The place of its verdict among all, the worst first, and the word for it."""
+def _verdict(run: Path) -> tuple[tuple[int, int], str]:
+    """Its place among all, the worst verdict and the most findings first, and what tells it from the others."""
+    from gradscope.diagnosis.diagnose import diagnose
     from gradscope.diagnosis.range_test import training_of
-    from gradscope.diagnosis.verdict import judge
+    from gradscope.report.text import plural
     from gradscope.report.titles import TITLES, titled, tone
     from gradscope.runs.reader import load_run
 
     loaded = training_of(load_run(run))
-    verdict = judge(loaded)
-    return [*TITLES].index(tone(loaded, verdict)), titled(loaded, verdict)[1]
+    found = diagnose(loaded)
+    grave = [one.code for one in found.findings if one.severity != "info"]
+    optimizer = loaded.header.optimizer.type if loaded.header.optimizer else "no optimizer"
+    told = [titled(loaded, found.verdict)[1], *grave, optimizer, plural(len(loaded.header.parameters), "tensor")]
+    return ([*TITLES].index(tone(loaded, found.verdict)), -len(grave)), ", ".join(told)
 
 
 def _report(run: Path) -> str:

@@ -41,7 +41,9 @@ def layer(report: Report) -> Answer:
         way = "grows" if (along.value or 0.0) > 1 else "fades"
         return Answer(question, f"All of them: it {way} from layer to layer", sentences((along.message, along.advice)))
     if (outside := report.found(FIRST)) and outside.subject is None:
-        return Answer(question, "None: it did not begin in a layer", sentences((outside.message, outside.advice)))
+        return Answer(
+            question, "None for certain: the loss was nonfinite first", sentences((outside.message, outside.advice))
+        )
     if outside and outside.subject is not None:
         least = "Not known" if report.unranked else "None stands out"
         told = (without_subject(outside.message, outside.subject), outside.advice)

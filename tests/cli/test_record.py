@@ -109,7 +109,10 @@ for part, fault in ((other, math.nan), (model, 1.0)):
     said = capsys.readouterr().err
     assert "EXPLODING" in said
     told = [line for line in said.splitlines() if line.startswith("recorded ")]
-    assert sorted(line.rpartition(" (")[2] for line in told) == ["exploding)", "no explosion so far)"]
+    assert sorted(line.rpartition(" (")[2] for line in told) == [
+        "exploding, GS101, GS102, GS201, SGD, 2 tensors)",
+        "no explosion so far, SGD, 4 tensors)",
+    ]
     shown = said.splitlines()[-1].split()[3]
     assert find_run().name == shown
     assert f"{shown} (exploding)" in said

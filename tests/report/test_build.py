@@ -166,7 +166,7 @@ def test_the_layer_that_went_nonfinite_first_answers_too(tmp_path):
 def test_what_did_not_begin_in_a_layer_is_laid_on_none(tmp_path):
     loss = [1.0] * 30 + [np.nan]
     report = build_report(make_run(tmp_path, [1.0] * 30 + [np.inf], loss=loss, columns={"nonfinite": [0] * 30 + [4]}))
-    assert which_layer(report).answer == "None: it did not begin in a layer"
+    assert which_layer(report).answer == "None for certain: the loss was nonfinite first"
     assert "the loss was nonfinite before any gradient" in which_layer(report).details[0]
 
 

@@ -40,6 +40,7 @@ from gradscope.runs.schema import Offender, Parameter
 
 CODE, NAME = "GS101", "nonfinite-gradient"
 LOSS = "that step's targets and how the loss is computed from them"
+HALF = " In float16 nothing above 65,504 fits; in bfloat16 it does."
 DATA_ADVICE = (
     "Repair or leave out the nonfinite values in the data: neither learning rate nor clipping helps against them."
 )
@@ -73,13 +74,19 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
         "critical",
         f"The gradient is nonfinite at step {run.step[row]}: {origin.said} "
         f"({held}{count(len(rows), 'step')} of {len(bad)} in all; norms are {read_at(run)}).",
-        DATA_ADVICE if origin.look is None else what_to_do(run, row, origin.look),
+        DATA_ADVICE if origin.look is None else what_to_do(run, row, origin.look) + (HALF if _in_half(run) else ""),
         subject=origin.layer,
         steps=(int(run.step[row]), int(run.step[rows[-1]])),
         value=elements,
         limit=0.0,
         unit="nonfinite elements",
     )
+
+
+def _in_half(run: Run) -> bool:
+    """Whether some of it is computed in float16."""
+    kinds = {parameter.dtype for parameter in run.header.parameters}
+    return "float16" in kinds or run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
 
 
 def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:

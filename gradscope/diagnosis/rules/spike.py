@@ -51,7 +51,7 @@ def check(run: Run) -> Iterator[Finding]:
         NAME,
         "warning",
         said,
-        "Look at the batch of that step; clipping as a safety net keeps such a step from doing harm.",
+        "Look at the batch of that step; a threshold below it keeps such a step from doing harm.",
         subject=layer,
         steps=(int(spikes.steps[0]), int(spikes.steps[-1])),
         value=factor,

@@ -108,3 +108,10 @@ def test_no_steps_at_all(tmp_path):
 def test_the_rule_is_this_one(tmp_path):
     assert (RULE.code, RULE.name) == ("GS101", "nonfinite-gradient")
     assert len(list(RULE.check(make_run(tmp_path, [INF])))) == 1
+
+
+@pytest.mark.parametrize(("scale", "told"), [(NAN, False), (1024.0, True)])
+def test_float16_is_told_with_its_range(tmp_path, scale, told):
+    run = make_run(tmp_path, grad_norm=[[1, 1, 1], [1, NAN, INF]], columns={"loss_scale": [scale] * 2})
+    (finding,) = found(run)
+    assert ("nothing above 65,504 fits" in finding.advice) is told
