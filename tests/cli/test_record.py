@@ -115,4 +115,4 @@ for part, fault in ((other, math.nan), (model, 1.0)):
     ]
     shown = said.splitlines()[-1].split()[3]
     assert find_run().name == shown
-    assert f"{shown} (exploding)" in said
+    assert f"{shown} (exploding, GS101" in said
