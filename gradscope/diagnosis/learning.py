@@ -122,11 +122,8 @@ def nothing_learned(run: Run) -> Lower | None:
     if trial is None or not long_enough(run, trial):
         return None
     if found := at_chance(run):
-        return (
-            found
-            if _never_fell(losses) or level(losses[-len(losses) // LAST_SHARE :]) >= (1 - SHARE) * losses[0]
-            else None
-        )
+        no_lower = level(losses[-len(losses) // LAST_SHARE :]) >= (1 - SHARE) * losses[0]
+        return found if no_lower or _never_fell(losses) else None
     known = None if _opaque(run) else lead(trial)
     stands_still = known is not None and not known.at_least(SHARE) and _never_fell(losses)
     return fall(losses, STILL) if stands_still else None

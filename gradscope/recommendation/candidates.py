@@ -41,7 +41,9 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     threshold. No clipping alone, tried longer before the time was up, decides nothing. Where the plan in full fails without
     clipping, what did not clip is not chosen; where it holds, nor is a threshold between two that diverged.
     """
-    tried = sorted((_candidate(run, name, trial) for name, trial in finished(run).items()), key=_by_length_and_loss)
+    held = max((abs(one.loss) for one in rehearsed_in_full(run) if not one.failed), default=0.0)
+    tried = [_candidate(run, name, trial, held) for name, trial in finished(run).items()]
+    tried.sort(key=_by_length_and_loss)
     winner = _decided(run, tried)
     return tuple(dataclasses.replace(one, chosen=one is winner) for one in tried)
 
@@ -169,13 +171,14 @@ def _last(run: Run, trial: Run) -> Floats:
     return np.abs(last) if bottomless(run) else last
 
 
-def diverged(run: Run, trial: Run) -> bool:
-    """Whether it became nonfinite, or ended above ten times its first losses, and ten times where the plan in full held."""
-    held = (abs(one.loss) for one in rehearsed_in_full(run) if not one.failed)
-    return not final_loss(run, trial) <= DIVERGED * max(median(np.abs(trial.loss[:EARLY])), *held, 0.0)
+def diverged(run: Run, trial: Run, held: float = 0.0) -> bool:
+    """Whether it became nonfinite, or ended above ten times its first losses, and above ten times the loss `held`, at which
+    the plan in full held.
+    """
+    return not final_loss(run, trial) <= DIVERGED * max(median(np.abs(trial.loss[:EARLY])), held)
 
 
-def _candidate(run: Run, name: str, trial: Run) -> Candidate:
+def _candidate(run: Run, name: str, trial: Run, held: float) -> Candidate:
     about = trial.header.trial or Trial("candidate", name)
     loss, norms = final_loss(run, trial), unscaled_norms(trial)[usable(trial)]
     clips = about.max_norm is not None and len(norms) > 0
@@ -188,7 +191,7 @@ def _candidate(run: Run, name: str, trial: Run) -> Candidate:
         clipped_fraction=clipped_fraction(norms, limit) if clips else 0.0,
         mean_retained_step=mean_retained_step(norms, limit) if clips else 1.0,
         steps=len(trial.step) if broken_off(trial) else len(about.indexes),
-        diverged=diverged(run, trial),
+        diverged=diverged(run, trial, held),
     )
 
 
