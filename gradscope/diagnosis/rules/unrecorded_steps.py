@@ -41,7 +41,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     """One finding when steps are missing."""
     if not len(run.step):
         return
-    covered = int(run.step[-1] - run.step[0]) + 1
+    covered = max(int(run.step[-1]) + 1, run.header.ending.step or 0) - int(run.step[0])
     share = min(len(run.step) / covered, 1 / max(1, run.header.every))
     if share >= settings.share:
         return
