@@ -7,7 +7,7 @@ makes its data: then ×1 is the first to draw them, as the training would be) ea
 a loss that creeps upwards at both, is looked at again: in full where the time allows it; else by the next 20 steps
 uncompressed and two longer draws. If only ×4 failed, ×2 is looked at once more. None of them clips; then, what failed or
 unlearned is gone through again as the plan clips today, if it does. Last, a plan that failed in full is gone through twice
-more from weights changed by one part in 100,000: where these hold, it fails by chance.
+more from weights changed by one part in 10,000,000: where these hold, it fails by chance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LEAST = 20
 SWEEP_COST = 1 / 3
 """A forward pass against a whole training step."""
 CREEP_NOISE, CREEP_LEAST = 4.0, 8
-PERTURBED, PERTURBATIONS = 1e-5, 2
+PERTURBED, PERTURBATIONS = 1e-7, 2
 
 
 def next_rehearsals(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
