@@ -8,7 +8,7 @@ Why it matters
 How it decides
     As the verdict does; GS201 tells of what the recorded steps themselves show. Will explode: the rehearsal of the whole
     rest of the plan fails, and again from weights changed by one part in 10,000,000, or a compressed one and a second that
-    confirms it, or the next 20 steps do: critical. By chance, where the plan in full fails and not so from all of the changed
+    confirms it, or the next 20 steps do: critical. By chance, where the plan in full fails and not from all of the changed
     weights: a warning. Thin headroom, at 2 or 4 times the planned learning rate alone, or where nothing confirms a failure:
     an information. Unit: multiples of the planned learning rate.
 Known problems
