@@ -69,10 +69,14 @@ class _Ranking:
         self.scores = np.where(self.probed, scores, 0.0)
 
     def place(self, i: int) -> tuple[float, float, float]:
-        """Sort key: by score; those like their peers by their weaker gain at the first step, before any chaos."""
-        score = float(self.scores[i])
-        tie = float(self.first_gains[i])
-        return -score if score >= ALIKE else 0.0, -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
+        """Sort key: by score; those like their peers by their weaker gain at the first step, frozen ones last."""
+        score, tie = float(self.scores[i]), float(self.first_gains[i])
+        stands_out = -score if score >= ALIKE else float(self.frozen(i))
+        return stands_out, -tie if np.isfinite(tie) else 9.0, -float(self.shares[i])
+
+    def frozen(self, i: int) -> bool:
+        """Whether none of its parameters is trained."""
+        return not any(self.run.header.parameters[k].trainable for k in self.run.layers[i].parameters)
 
     def level(self, i: int) -> Level:
         """The highest level that any of the causes gives."""
@@ -173,7 +177,7 @@ class _Ranking:
     def _plain(self, i: int) -> str:
         why = self.run.header.unmeasured.get(self.run.layers[i].name)
         share = f"{percent(float(self.shares[i]))} of the squared gradient norm"
-        if not any(self.run.header.parameters[k].trainable for k in self.run.layers[i].parameters):
+        if self.frozen(i):
             return "frozen: it gets no gradient."
         if self.shares[i] == 0:
             return "its gradient is 0, or none, in most steps."

@@ -512,3 +512,13 @@ def test_which_parameter_of_a_layer_learns_fast_is_named(tmp_path):
     slow = [i for i in range(12) if i != 5]
     risk = rank_layers(run_with(tmp_path, parameters, scales_of(parameters), rates={0.1: slow, 10.0: [5]}))[0]
     assert risk.message == "fc2 has a learning rate 100 × the others' (bias)."
+
+
+def test_frozen_layers_that_are_like_their_peers_come_last(tmp_path):
+    parameters = tuple(replace(p, trainable=p.layer not in ("fc0", "fc2")) for p in stack(6))
+    run = run_with(tmp_path, parameters, scales_of(parameters))
+    ranked = rank_layers(run)
+    assert {one.name for one in ranked[-2:]} == {"fc0", "fc2"}
+    assert all(one.message.endswith(": frozen: it gets no gradient.") for one in ranked[-2:])
+    accused = rank_layers(run_with(tmp_path / "bad", parameters, scales_of(parameters, fc0_weight=30.0)))
+    assert accused[0].name == "fc0"
