@@ -169,17 +169,19 @@ def collapse(losses: Floats, back: float = BACK) -> Collapse | None:
 
 def lost_at_a_tenth(run: Run) -> bool:
     """Whether the whole plan was tried at a tenth of its learning rate and lost what it learned there too, about as early (a
-    rate that rises gets there later); or came to rest as high as at every other rate tried.
+    rate that rises gets there later); or ended as high as at every other rate tried, and would after as many steps again.
     """
     lower = {name: one.loss for name, one in run.trials.items() if _at_lower_rate(run, one)}
     tenth = next((losses for name, losses in lower.items() if name.startswith("lr-0.1")), None)
     found = unlearned(run)
     if tenth is None or found is None:
         return False
-    again, high = collapse(tenth), [_end(losses) >= (found.best + found.end) / 2 for losses in lower.values()]
-    at_rest = not fall(tenth[-len(tenth) // 4 :], PARTS // 4).at_least(SHARE)
+    again, halfway = collapse(tenth), (found.best + found.end) / 2
     same_place = again is not None and abs(again.row - step_of(run, found.row)) <= PLACE * len(tenth)
-    return same_place or (len(high) > 1 and all(high) and at_rest)
+    quarter = _medians(tenth, PARTS)[0][-PARTS // 4 :]
+    to_come = 4 * max(0.0, float(quarter[0] - quarter[-1]))
+    as_high = len(lower) > 1 and all(_end(losses) >= halfway for losses in lower.values())
+    return same_place or (as_high and _end(tenth) - to_come >= halfway)
 
 
 def step_of(run: Run, row: int) -> int:

@@ -11,8 +11,8 @@ How it decides
     errors, and these are back up by .7 of what was gained, or no better than chance as GS204 measures it, and do not fall
     by .3 again in the last quarter. Unit: the share of the gain that is lost again. Only of losses above zero, of one
     optimizer: a game of several may well end where it began. A training that explodes is not judged. Where a tenth of the
-    learning rate was tried and lost it about as early, or came to rest as high as at every rate tried, it is an information:
-    something else changes there.
+    learning rate was tried and lost it about as early, or ended as high as at every rate tried and falls too slowly to end
+    lower, it is an information: something else changes there.
 Known problems
     Where the data or the objective changes, as from task to task, a loss may come back up and be well.
 What to do
