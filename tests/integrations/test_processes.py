@@ -235,7 +235,11 @@ ENDS = {
         "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nos.kill(os.getpid(), signal.SIGTERM)",
         3,
     ),
-    "Ctrl-C": ("import signal\nsteps(1)\nos.kill(os.getpid(), signal.SIGINT)\nsteps(1)", 4),
+    "Ctrl-C": (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "steps(1)\nos.kill(os.getpid(), signal.SIGINT)\nsteps(1)",
+        4,
+    ),
     "os._exit": ("sys.stdout.flush(); os._exit(4)", 3),
     "a hook for exceptions": ("sys.excepthook = lambda kind, *_: print(kind)\n1 / 0", 3),
     "a part of torch is loaded anew": (
