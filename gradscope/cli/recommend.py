@@ -89,7 +89,7 @@ def _text(
     if framework:
         from gradscope.recommendation.snippets import snippet_for
 
-        return snippet_for(run, framework, answer)
+        return snippet_for(run, framework, answer.max_norm, answer.by)
     if quiet:
         return "none" if answer.max_norm is None else f"{answer.max_norm:.6g}"
     if output_format == "json":

@@ -32,7 +32,7 @@ def as_clipped_today(run: Run, unclipped: list[Rehearsed]) -> list[Rehearsed] | 
     clips = [one for one in played(run) if one.max_norm is not None]
     again = {one.name.removesuffix(AS_TODAY): one for one in clips}
     whole = next(_whole_as_today(run), None)
-    clipped = [_clipped(one, again, whole) if one.failed else one for one in unclipped if not one.perturbed]
+    clipped = [_clipped(one, again, whole) if one.failed else one for one in unclipped]
     found = {one.name: one for one in (*clipped, *(one for one in clips if one.perturbed)) if one is not None}
     return [*found.values()] if None not in clipped and any(one.max_norm for one in found.values()) else None
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gradscope.diagnosis.as_today import as_clipped_today, clipped_again
 from gradscope.diagnosis.learning import rehearsal, unlearned
-from gradscope.diagnosis.rehearsals import Rehearsed, horizon, planned, rehearsed
+from gradscope.diagnosis.rehearsals import Rehearsed, horizon, in_full, planned, rehearsed
 from gradscope.diagnosis.series import Indexes, deviation, median
 from gradscope.diagnosis.window import of_the_plan, seen_in_window
 from gradscope.runs.run import Floats, Run
@@ -90,7 +90,7 @@ def _as_clipped_today(run: Run, allowed: float) -> tuple[Trial, ...]:
     """What failed, or lost what it had learned, once more, clipped as the plan is; nothing where not all of that fits, for
     then it decides nothing.
     """
-    failed = {one.name for one in rehearsed(run) if one.failed and not one.perturbed}
+    failed = {one.name for one in rehearsed(run) if one.failed}
     lost = rehearsal(run) if unlearned(run) else None
     if lost is not None and of_the_plan(lost) and lost.header.trial:
         failed.add(lost.header.trial.name)
@@ -104,7 +104,7 @@ def _perturbed(run: Run, allowed: float) -> tuple[Trial, ...]:
     """The plan in full once more, as it failed, from weights changed by no more than another machine's rounding would."""
     seen = rehearsed(run)
     deciding = as_clipped_today(run, seen) if run.header.plan.max_norm else seen
-    own = next((one for one in planned(deciding or []) if one.full), None)
+    own = next(iter(in_full(deciding or [])), None)
     made = run.trials[own.name].header.trial if own and own.failed else None
     if made is None or run.header.on_policy:
         return ()

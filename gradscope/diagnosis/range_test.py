@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from gradscope.diagnosis.series import Indexes, number
+from gradscope.diagnosis.series import Indexes, highest_rates, number
 from gradscope.runs.run import Floats, Run
 
 LEAST, RISES, FALLS = 20, 100.0, 3.0
@@ -19,17 +19,17 @@ def training_of(run: Run) -> Run:
     """A recorded run without the range tests it begins with, and a note of them; the run itself where there is none."""
     if run.header.recorded_by == "analyze":
         return run
-    tests = range_tests(np.fmax.reduce(run.lr, axis=1, initial=-np.inf))
+    rates = highest_rates(run)
+    tests = range_tests(rates)
     if not len(tests):
         return run
     begin = int(tests[-1])
-    first = int(run.step[begin])
+    first, tested = int(run.step[begin]), rates[:begin]
     note = (
         f"Steps {int(run.step[0])} to {first - 1} are a learning-rate range test, where the rate rises "
-        f"{number(_rise(run, begin))} × and falls back: left out."
+        f"{number(float(tested.max() / tested.min()))} × and falls back: left out."
     )
-    seen = run.header.first_nonfinite
-    header = run.header
+    header, seen = run.header, run.header.first_nonfinite
     if seen is not None and seen.step < first:
         header = dataclasses.replace(header, first_nonfinite=None)
     return dataclasses.replace(run.since(begin), header=header, notes=(*run.notes, note))
@@ -44,8 +44,3 @@ def range_tests(rates: Floats) -> Indexes:
             break
         ends.append(int(row))
     return np.array(ends[1:], np.int64)
-
-
-def _rise(run: Run, stop: int) -> float:
-    rates = run.lr[:stop]
-    return float(np.nanmax(rates) / np.nanmin(rates[rates > 0]))

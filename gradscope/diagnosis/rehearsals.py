@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.series import median, unscaled_norms, usable
-from gradscope.diagnosis.window import EARLY_LOSSES, NOT_RECOVERED, is_nonfinite, late_loss, stable_prefix
+from gradscope.diagnosis.window import (
+    EARLY_LOSSES,
+    NOT_RECOVERED,
+    at_planned_rate,
+    is_nonfinite,
+    late_loss,
+    stable_prefix,
+)
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Plan, Trial
 
@@ -143,10 +150,23 @@ def broken_off(trial: Run) -> bool:
     return made is not None and len(trial.step) < len(made.indexes) and not is_nonfinite(trial)
 
 
+def raised(trial: Run) -> tuple[int, str] | None:
+    """The step of the plan at which the training's own code raised in a rehearsal at the planned learning rate, and what."""
+    ending, made = trial.header.ending, trial.header.trial
+    if ending.how != "failed" or made is None or ending.step is None or not at_planned_rate(trial):
+        return None
+    return made.indexes[min(ending.step, len(made.indexes) - 1)], ending.message or "an error"
+
+
 def planned(trials: list[Rehearsed]) -> list[Rehearsed]:
     """The rehearsals of the plan at its own learning rate: the first draw first, the shortest of a draw first."""
     chosen = [one for one in trials if one.kind == "rehearsal" and one.lr_factor == 1.0 and not one.next]
     return sorted(chosen, key=lambda one: (one.draw, one.length))
+
+
+def in_full(trials: list[Rehearsed]) -> list[Rehearsed]:
+    """Those of `planned` that take the whole rest of the plan, its own steps first, then from slightly other weights."""
+    return [one for one in planned(trials) if one.full]
 
 
 def horizon(run: Run) -> int:

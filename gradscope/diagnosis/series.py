@@ -61,6 +61,16 @@ def usable(run: Run) -> Bools:
         return np.asarray(run.measured & np.isfinite(norms) & (norms > 0))
 
 
+def uses_scaler(run: Run) -> bool:
+    """Whether a gradient scaler multiplies the loss of this training."""
+    return run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
+
+
+def highest_rates(run: Run) -> Floats:
+    """(T,): the highest learning rate of all groups at each recorded step; −∞ where none is known."""
+    return np.asarray(np.fmax.reduce(run.lr, axis=1, initial=-np.inf))
+
+
 def pre_clip_norms(run: Run, least: int) -> tuple[NDArray[np.int64], Floats]:
     """The steps and norms of `usable`.
 
@@ -149,6 +159,12 @@ def percent(fraction: float) -> str:
 def count(amount: int, noun: str) -> str:
     """`1 step`, `3 steps`."""
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+
+
+def listed(names: Sequence[object], shown: int) -> str:
+    """The first so many, and how many more there are: `a, b, c and 2 more`."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more
 
 
 def any_of(words: Sequence[str]) -> str:

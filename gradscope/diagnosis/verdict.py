@@ -26,6 +26,7 @@ from gradscope.diagnosis.rehearsals import (
     Rehearsed,
     broken_off,
     horizon,
+    in_full,
     planned,
     reference,
     rehearsed,
@@ -125,8 +126,7 @@ def _broken(run: Run) -> Iterator[str]:
 def explosion_score(trials: list[Rehearsed]) -> float:
     """The weighted sum of rises, none below 0. Nearest: the one in full, else the mean of the longer, else the first."""
     near = planned(trials)
-    full, longer = [one for one in near if one.full], near[1:]
-    nearest = full or longer or near
+    nearest = in_full(trials) or near[1:] or near
     twice = max((_rise(one) for one in trials if _is_at(one, 2.0)), default=0.0)
     four = max((_rise(one) for one in trials if _is_at(one, 4.0)), default=0.0)
     return sum(map(_rise, nearest)) / len(nearest) + twice + FOUR_TIMES * four
@@ -142,9 +142,9 @@ def _is_at(one: Rehearsed, factor: float) -> bool:
 
 def _sure(trials: list[Rehearsed]) -> bool:
     """Whether the failures at the planned learning rate are confirmed."""
-    near = planned(trials)
-    if full := [one for one in near if one.full]:
+    if full := in_full(trials):
         return all(one.failed for one in full)
+    near = planned(trials)
     twice = sorted((one for one in trials if _is_at(one, 2.0)), key=lambda one: one.length)[:1]
     return any(one.failed for one in near[1:]) and sum(one.failed for one in near + twice) > 1
 
@@ -157,12 +157,12 @@ def _seen_next(run: Run, one: Rehearsed) -> str | None:
     bad = harmful(trial)[:NEXT]
     if bad.any():
         return f"{count(int(np.argmax(bad)) + 1, 'step')} after the window the training is nonfinite{_first(trial)}"
-    base, limit = reference(run), LOSS_FACTOR * beginning(np.abs(run.loss), EARLY_LOSSES)
+    base, before = reference(run), beginning(np.abs(run.loss), EARLY_LOSSES)
+    limit = LOSS_FACTOR * before
     if one.full and not _above(late_loss(trial), base, limit):
         return None
     risen = level(trial.loss[NEXT - LATE : NEXT])
-    growth = LOSS_FACTOR * risen / limit if risen > 0 else np.inf
-    if _above(risen, base, limit) and not _with_its_targets(run, trial, growth):
+    if _above(risen, base, limit) and not (risen > 0 and _with_its_targets(run, trial, risen / before)):
         return f"within {NEXT} steps after the window the loss rises above {LOSS_FACTOR:.0f} × its beginning"
     return None
 
@@ -185,7 +185,7 @@ def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
     told += _limits(run, planned(trials))
     if sure:
         return Verdict("will-explode", score, 1.0, None, tuple(told))
-    factors, full = [one.lr_factor for one in trials if one.failed], [one for one in planned(trials) if one.full]
+    factors, full = [one.lr_factor for one in trials if one.failed], in_full(trials)
     if failed := sum(one.failed for one in full):
         chance = f"of {len(full)} rehearsals of the plan that differ by rounding, {failed} failed"
         return Verdict("thin-headroom", score, 1.0, None, (chance, *told))

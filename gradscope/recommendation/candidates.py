@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.rehearsals import Rehearsed, bottomless, broken_off, recommended, rehearsed, stretch
+from gradscope.diagnosis.rehearsals import Rehearsed, bottomless, broken_off, in_full, recommended, rehearsed, stretch
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms, usable
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
@@ -22,6 +22,8 @@ from gradscope.runs.schema import Trial
 
 LAST, LAST_SHARE = 20, 10
 EARLY = 5
+FIRST = 100
+"""Steps of a compressed first trial; what is shorter proves nothing of a longer plan."""
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
 TIE, NEEDED, WIDEST = 1.02, 1.05, 1.25
@@ -54,7 +56,8 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         before = _decided(run, shorter) if all(one.max_norm is None for one in longest) else None
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
-    open_to_choice = [one for one in longest if one.clipped_fraction or not plan_fails(run)]
+    fails = plan_fails(run)
+    open_to_choice = [one for one in longest if one.clipped_fraction or not fails]
     if any(one.max_norm is None and not one.diverged for one in open_to_choice):
         open_to_choice = [one for one in open_to_choice if not _alone(one, longest)]
     winner = _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
@@ -91,7 +94,7 @@ def plan_fails(run: Run) -> bool:
 
 def rehearsed_in_full(run: Run) -> list[Rehearsed]:
     """The rehearsals of the whole rest of the plan, as planned but for clipping."""
-    return [one for one in rehearsed(run) if one.full and one.kind == "rehearsal" and one.lr_factor == 1.0]
+    return in_full(rehearsed(run))
 
 
 def _reached(run: Run, unclipped: Candidate, limit: float) -> bool:
@@ -171,7 +174,7 @@ def _last(run: Run, trial: Run) -> Floats:
     return np.abs(last) if bottomless(run) else last
 
 
-def diverged(run: Run, trial: Run, held: float = 0.0) -> bool:
+def diverged(run: Run, trial: Run, held: float) -> bool:
     """Whether it became nonfinite, or ended above ten times its first losses, and above ten times the loss `held`, at which
     the plan in full held.
     """

@@ -19,6 +19,7 @@ from gradscope.diagnosis.rehearsals import horizon, stretch
 from gradscope.diagnosis.series import number, unscaled_norms, usable
 from gradscope.recommendation.basis import choose_basis
 from gradscope.recommendation.candidates import (
+    FIRST,
     candidates,
     final_loss,
     finished,
@@ -35,9 +36,9 @@ from gradscope.runs.schema import Trial
 
 CONSERVATIVE = 0.1
 DECADES = (1, 0, -1, -2, -3)
-WINDOW_STEPS, FIRST, FINAL, LEAST = 50, 100, 400, 20
-"""Steps of the clipped window (whatever the recorded one broke off at), of a compressed first trial, of a final one (and of
-a plan that is tried in full at once); the least of any.
+WINDOW_STEPS, FINAL, LEAST = 50, 400, 20
+"""Steps of the clipped window (whatever the recorded one broke off at), of a final trial (and of a plan that is tried in
+full at once); the least of any.
 """
 MOST_WHOLE = 4
 """Thresholds that are tried on the whole plan."""

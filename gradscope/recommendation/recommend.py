@@ -15,6 +15,7 @@ from gradscope.diagnosis.series import percentile as percentile_of
 from gradscope.errors import UsageError
 from gradscope.recommendation.basis import Basis, choose_basis, layer_sizes
 from gradscope.recommendation.candidates import (
+    FIRST,
     TIE,
     above,
     candidates,
@@ -31,7 +32,6 @@ from gradscope.recommendation.percentiles import (
     mode,
     thresholds,
 )
-from gradscope.recommendation.plan import FIRST
 from gradscope.runs.run import Run
 
 FEW = 20

@@ -21,7 +21,7 @@ from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data
 from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss
 from gradscope.recommendation.plan import FINAL
-from gradscope.recommendation.snippets import IN_CLOSURE, PLACE, UNSCALE, uses_closure, uses_scaler
+from gradscope.recommendation.snippets import snippet_for
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Trial
 
@@ -107,11 +107,7 @@ def _single(run: Run) -> list[Trial]:
         wanted.append(remedy("group", note, paste, group=number, group_scale=scale))
     winner = next((c for c in candidates(run) if c.chosen), None)
     if winner and winner.max_norm is not None:
-        unscale = UNSCALE if uses_scaler(run) else ""
-        where = IN_CLOSURE if uses_closure(run) else PLACE
-        paste = (
-            f"{unscale}torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={winner.max_norm:.4g})  # {where}"
-        )
+        paste = snippet_for(run, "pytorch", winner.max_norm)
         wanted.append(remedy(CLIP, f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
 

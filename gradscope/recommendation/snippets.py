@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from gradscope.diagnosis.series import uses_scaler
 from gradscope.errors import UsageError
-from gradscope.recommendation.model import Recommendation
+from gradscope.recommendation.model import By, Recommendation
 from gradscope.runs.run import Run
 
 
@@ -69,11 +68,6 @@ FORMS = {
 }
 
 
-def uses_scaler(run: Run) -> bool:
-    """Whether a gradient scaler multiplies the loss of this training."""
-    return run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
-
-
 def uses_closure(run: Run) -> bool:
     """Whether its optimizer calls a closure that computes the gradients, as LBFGS does."""
     return run.header.optimizer is not None and "LBFGS" in run.header.optimizer.type
@@ -84,9 +78,13 @@ def uses_sparse(run: Run) -> bool:
     return run.header.optimizer is not None and "SparseAdam" in run.header.optimizer.type
 
 
-def snippet_for(run: Run, framework: str, recommendation: Recommendation) -> str:
-    """`snippet` as the training of this run needs it."""
-    line = snippet(framework, recommendation, scaled=uses_scaler(run), closure=uses_closure(run))
+def snippet_for(run: Run, framework: str, max_norm: float | None, by: By = "norm") -> str:
+    """The line or lines that clip at this threshold in `framework`, as the training of this run needs them.
+
+    Raises:
+        UsageError: as `snippet`.
+    """
+    line = _line(framework, max_norm, by, scaled=uses_scaler(run), closure=uses_closure(run))
     return line.replace("model.parameters()", DENSE) if uses_sparse(run) else line
 
 
@@ -99,15 +97,19 @@ def snippet(framework: str, recommendation: Recommendation, *, scaled: bool = Fa
     Raises:
         UsageError: an unknown framework, or one that cannot clip by value when that is asked.
     """
+    return _line(framework, recommendation.max_norm, recommendation.by, scaled=scaled, closure=closure)
+
+
+def _line(framework: str, max_norm: float | None, by: By, *, scaled: bool, closure: bool) -> str:
     form = FORMS.get(framework.lower())
     if form is None:
         raise UsageError(f"no snippet for {framework!r}; there are: {', '.join(FORMS)}")
-    if recommendation.max_norm is None:
+    if max_norm is None:
         return form.off
-    line = form.norm if recommendation.by == "norm" else form.value
+    line = form.norm if by == "norm" else form.value
     if line is None:
         able = ", ".join(name for name, other in FORMS.items() if other.value)
         raise UsageError(f"{framework.lower()} cannot clip by value; these can: {able}")
     before = UNSCALE if scaled and framework.lower() == "pytorch" else ""
     line = line.replace(PLACE, IN_CLOSURE) if closure else line
-    return before + line.replace("{}", repr(float(f"{recommendation.max_norm:.4g}")))
+    return before + line.replace("{}", repr(float(f"{max_norm:.4g}")))

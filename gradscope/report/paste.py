@@ -80,6 +80,6 @@ def paste_line(report: Report) -> str | None:
 
 def _snippet(framework: str, recommendation: Recommendation, run: Run) -> str | None:
     try:
-        return snippet_for(run, framework, recommendation)
+        return snippet_for(run, framework, recommendation.max_norm, recommendation.by)
     except UsageError:
         return None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gradscope.diagnosis.learning import lost_at_a_tenth, nothing_learned, unlearned, vanished
 from gradscope.diagnosis.model import Verdict
-from gradscope.diagnosis.rules.raises_later import raised
+from gradscope.diagnosis.rehearsals import raised
 from gradscope.diagnosis.window import enough
 from gradscope.report.model import Report
 from gradscope.runs.run import Run

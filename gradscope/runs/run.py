@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 BLOCK_VALUES = 1 << 18
 ROWS = (
-    *(
-        "step",
-        "elapsed_s",
-        "loss",
-        "lr",
-        "global_norm",
-        "loss_scale",
-        "max_norm",
-        "skipped",
-        "nonfinite",
-        "micro_steps",
-    ),
-    *("norms", "peaks"),
+    "step",
+    "elapsed_s",
+    "loss",
+    "lr",
+    "global_norm",
+    "loss_scale",
+    "max_norm",
+    "skipped",
+    "nonfinite",
+    "micro_steps",
+    "norms",
+    "peaks",
 )
 """The columns of a run that have one row a step."""
 

@@ -50,17 +50,18 @@ def check(run: Run) -> Iterator[Finding]:
     if not dead or len(dead) == sum(map(bool, trained)):
         return
     columns = [i for layer in dead for i in layer.parameters]
-    lived = [row for row in clean if (run.norms[row : row + 1][0][columns] > 0).any()]
-    since = f"from step {run.step[lived[-1]] + 1} on" if lived else "in every step"
+    alive = (rows[(run.norms[rows][:, columns] > 0).any(axis=1)] for rows in reversed([*run.blocks(clean)]))
+    lived = next((rows[-1] for rows in alive if len(rows)), None)
+    since = "in every step" if lived is None else f"from step {run.step[lived] + 1} on"
     last, others = dead[-1].name or ROOT, [layer.name or ROOT for layer in dead[-2::-1]]
     named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} before them" if len(others) > NAMED else "")
     so_do = f"; so {'does' if len(others) == 1 else 'do'} {named}" if others else ""
     yield finding(
         CODE,
         NAME,
-        "warning" if lived or nothing_learned(run) else "info",
+        "info" if lived is None and not nothing_learned(run) else "warning",
         f"{last} gets a gradient of exactly 0 {since}, of {count(len(run.step), 'recorded step')}{so_do}.",
-        f"Look at what follows {last}. {DIED if lived else NEVER}",
+        f"Look at what follows {last}. {NEVER if lived is None else DIED}",
         subject=dead[-1].name,
         steps=(int(run.step[late[0]]), int(run.step[late[-1]])),
         value=len(dead),

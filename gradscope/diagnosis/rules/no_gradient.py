@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
-from gradscope.diagnosis.series import count, finding
+from gradscope.diagnosis.series import count, finding, listed
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS303", "no-gradient"
@@ -50,13 +50,12 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
     names = [run.header.parameters[i].name for i in np.flatnonzero(absent & trainable)]
     if not names:
         return
-    more = f" and {len(names) - settings.named} more" if len(names) > settings.named else ""
     yield finding(
         CODE,
         NAME,
         "warning",
         f"{count(len(names), 'trainable parameter')} of {int(trainable.sum())} never got a gradient in "
-        f"{count(int(clean.sum()), 'step')}: {', '.join(names[: settings.named])}{more}.",
+        f"{count(int(clean.sum()), 'step')}: {listed(names, settings.named)}.",
         "If they are meant to be trained, look for detach(), no_grad or an unused output; otherwise freeze them.",
         subject=names[0] if len(names) == 1 else None,
         steps=(int(run.step[clean][0]), int(run.step[clean][-1])),

@@ -33,7 +33,7 @@ import numpy as np
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.offenders import named as first_named
 from gradscope.diagnosis.ranks import first_ranks, named
-from gradscope.diagnosis.series import count, finding, read_at
+from gradscope.diagnosis.series import count, finding, read_at, uses_scaler
 from gradscope.diagnosis.window import nonfinite_losses, nonfinite_steps, what_to_do
 from gradscope.runs.run import Run
 from gradscope.runs.schema import Offender, Parameter
@@ -85,8 +85,7 @@ def check(run: Run, settings: Settings = DEFAULTS) -> Iterator[Finding]:
 
 def _in_half(run: Run) -> bool:
     """Whether some of it is computed in float16."""
-    kinds = {parameter.dtype for parameter in run.header.parameters}
-    return "float16" in kinds or run.header.plan.precision == "fp16" or bool(np.isfinite(run.loss_scale).any())
+    return uses_scaler(run) or any(parameter.dtype == "float16" for parameter in run.header.parameters)
 
 
 def first_nonfinite_parameter(run: Run, row: int) -> Parameter | None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
-from gradscope.diagnosis.series import count, finding
+from gradscope.diagnosis.series import count, finding, listed
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS306", "not-trained"
@@ -51,13 +51,12 @@ def _finding(run: Run, found: list[int], why: str, advice: str) -> Iterator[Find
     if not found:
         return
     names = [run.header.parameters[i].name for i in found]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     verb = "is" if len(names) == 1 else "are"
     yield finding(
         CODE,
         NAME,
         "warning",
-        f"{count(len(names), 'trainable parameter')} {verb} {why}: {', '.join(names[:NAMED])}{more}.",
+        f"{count(len(names), 'trainable parameter')} {verb} {why}: {listed(names, NAMED)}.",
         f"{advice}; if they are to stay as they are, set requires_grad_(False).",
         subject=names[0] if len(names) == 1 else None,
         value=len(names),

@@ -27,7 +27,7 @@ import numpy as np
 
 from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.outliers import FACTOR, Outlier, outliers
-from gradscope.diagnosis.series import finding, number
+from gradscope.diagnosis.series import finding, listed, number
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS207", "outlier-sample"
@@ -79,8 +79,7 @@ def _places(samples: tuple[int, ...]) -> str:
     first, last = min(samples), max(samples)
     if last - first + 1 == len(set(samples)) and len(samples) > 1:
         return f"samples {first} to {last}"
-    more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
-    return f"samples {', '.join(map(str, samples[:SHOWN]))}{more}"
+    return f"samples {listed(samples, SHOWN)}"
 
 
 def _sizes(one: Outlier) -> str:

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.diagnosis.model import Finding, Rule
+from gradscope.diagnosis.rehearsals import raised
 from gradscope.diagnosis.series import finding
-from gradscope.diagnosis.window import at_planned_rate
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS210", "raises-later"
@@ -39,14 +39,6 @@ def check(run: Run) -> Iterator[Finding]:
             f"Mend what it names; look at the batch of step {step} first.",
             steps=(step, step),
         )
-
-
-def raised(trial: Run) -> tuple[int, str] | None:
-    """The step of the plan at which a rehearsal at the planned learning rate raised, and what."""
-    ending, made = trial.header.ending, trial.header.trial
-    if ending.how != "failed" or made is None or ending.step is None or not at_planned_rate(trial):
-        return None
-    return made.indexes[min(ending.step, len(made.indexes) - 1)], ending.message or "an error"
 
 
 RULE = Rule(CODE, NAME, check)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import CannotRunError, Finding, Rule
-from gradscope.diagnosis.series import Indexes, count, finding, number, percent
+from gradscope.diagnosis.series import Indexes, count, finding, highest_rates, number, percent
 from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS413", "rate-gone"
@@ -60,7 +60,7 @@ def _schedule(run: Run) -> tuple[Indexes, Floats]:
     if plan.total_steps and len(plan.lr_steps) > 1:
         steps = np.unique(np.linspace(0, plan.total_steps - 1, SAMPLES).astype(np.int64))
         return steps, np.array([max(plan.rates_at(int(step))) for step in steps])
-    rates = np.fmax.reduce(run.lr, axis=1, initial=-np.inf)
+    rates = highest_rates(run)
     known = np.isfinite(rates)
     return run.step[known], rates[known]
 
