@@ -124,9 +124,8 @@ def _beside(plain: Recommendation, tried: tuple[Candidate, ...]) -> Recommendati
         reason += f" Tried as a threshold it {how}."
     if best is not None and best is not own:
         value = "not clipping" if best.max_norm is None else number(best.max_norm)
-        reason += (
-            f" Of {count(len(tried), 'threshold')} tried, the best was {value}, with loss {number(best.loss or 0.0)}."
-        )
+        amount = count(len(_apart(tried)), "threshold")
+        reason += f" Of {amount} tried, the best was {value}, with loss {number(best.loss or 0.0)}."
     verified = own is not None and not own.diverged
     return dataclasses.replace(plain, verified=verified, reason=reason, candidates=tried)
 

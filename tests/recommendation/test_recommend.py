@@ -126,6 +126,12 @@ def test_only_the_last_losses_of_a_candidate_count(tmp_path):
     assert recommend(make_run(tmp_path, NORMS, trials=trials)).max_norm == 1.0
 
 
+def test_not_clipping_is_no_threshold_that_was_tried(tmp_path):
+    trials = candidate("none", None, np.full(60, 0.1)) | candidate("a", 0.5, np.full(60, 0.1))
+    found = recommend(make_run(tmp_path, NORMS, trials=trials), (95,))
+    assert "Of 1 threshold tried, the best was not clipping, with loss 0.1." in found.reason
+
+
 @pytest.mark.parametrize(("today", "limit"), [(None, 1.95), (0.5, 0.5), (7.0, 1.95)])
 def test_trials_cut_short_by_the_budget_choose_nothing(tmp_path, today, limit):
     few = tuple(range(0, 1000, 50))
