@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gradscope.analysis.session import Reopened, Session, Silent, Watcher, kept_on_interrupt, snapshot, stages
 from gradscope.capture.along_time import AlongTimeProbe
+from gradscope.capture.data import DataProbe
 from gradscope.capture.gains import GainProbe
 from gradscope.capture.header import header_for
 from gradscope.capture.loop import run_steps
@@ -137,6 +138,7 @@ def _record(session: Session, recorder: Recorder, steps: int) -> Ending:
         GainProbe(workload.model),
         UpdateProbe(workload.model, workload.optimizers),
         AlongTimeProbe(workload.model),
+        DataProbe(workload),
     )
     session.watcher.stage("window", steps)
     ending = Ending("failed", 0)

@@ -17,7 +17,16 @@ from gradscope.capture.recorder import Recorder
 from gradscope.capture.samples import run_samples
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
-from gradscope.capture.trials import UNCHANGED, both, longer_warmup, perturbed, run_trial, scaled_group, scaled_layer
+from gradscope.capture.trials import (
+    UNCHANGED,
+    both,
+    longer_warmup,
+    perturbed,
+    run_trial,
+    scaled_group,
+    scaled_layer,
+    standardised,
+)
 from gradscope.diagnosis.series import count
 from gradscope.runs.files import TRIALS_DIR
 from gradscope.runs.reader import load_run
@@ -183,6 +192,8 @@ def _play(session: Session, trial: Trial) -> None:
         change = both(change, scaled_layer(trial.layer, trial.layer_scale))
     if trial.group is not None:
         change = both(change, scaled_group(trial.group, trial.group_scale))
+    for what in trial.standardised:
+        change = both(change, standardised(what))
     if trial.perturbed:
         change = both(change, perturbed(trial.perturbed, trial.draw))
     run_trial(*where, change=change, on_step=session.watcher.step, deadline=session.ends_at)

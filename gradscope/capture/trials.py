@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from gradscope.capture.data import standard_inputs, standard_targets
 from gradscope.capture.describe import layer_modules
 from gradscope.capture.loop import StepSeen, step_once
 from gradscope.capture.pairing import measure_pairing
@@ -21,7 +24,7 @@ from gradscope.capture.rates import Group, PlannedRates
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.snapshot import Snapshot
 from gradscope.errors import UserCodeError
-from gradscope.runs.schema import Ending, Trial
+from gradscope.runs.schema import TARGETS, Ending, Trial
 from gradscope.workload.model import DataEndedError, Workload
 
 NEXT_IN_ORDER = "the batches are the next ones in order, since those of the planned steps cannot be reached"
@@ -41,12 +44,14 @@ class Change:
     """What a trial changes besides its learning-rate factor and threshold.
 
     `prepare` is called on the workload after it was put back to the trial's start. `lr_scale(index)` is a further factor on
-    the learning rate at a step of the plan; `group_scales`, further factors on single parameter groups.
+    the learning rate at a step of the plan; `group_scales`, further factors on single parameter groups. `during` is open
+    while its steps are taken.
     """
 
     prepare: Callable[[Workload], None] | None = None
     lr_scale: Callable[[int], float] | None = None
     group_scales: Mapping[int, float] = field(default_factory=dict)
+    during: Callable[[Workload], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
 UNCHANGED = Change()
@@ -80,11 +85,12 @@ def run_trial(
         if change.prepare:
             with torch.no_grad():
                 change.prepare(workload)
-        return recorded(
-            parent,
-            trial,
-            lambda child: _Play(workload, start.rates, trial, child, change).run(batches, on_step, deadline),
-        )
+        with change.during(workload):
+            return recorded(
+                parent,
+                trial,
+                lambda child: _Play(workload, start.rates, trial, child, change).run(batches, on_step, deadline),
+            )
     finally:
         start.restore()
 
@@ -200,6 +206,11 @@ def scaled_group(group: int, factor: float) -> Change:
     return Change(group_scales={group: factor})
 
 
+def standardised(what: str) -> Change:
+    """The data with mean 0 and variance 1 in each feature: of what enters a layer, or of the `TARGETS`."""
+    return Change(during=standard_targets if what == TARGETS else partial(standard_inputs, layer=what))
+
+
 def longer_warmup(steps: int) -> Change:
     """Let the learning rate rise in a straight line over the first `steps` steps, below what the plan has."""
     return Change(lr_scale=lambda index: min(1.0, (index + 1) / steps))
@@ -216,4 +227,11 @@ def both(one: Change, other: Change) -> Change:
     def lr_scale(index: int) -> float:
         return math.prod(change.lr_scale(index) for change in (one, other) if change.lr_scale)
 
-    return Change(prepare, lr_scale, {**one.group_scales, **other.group_scales})
+    @contextmanager
+    def during(workload: Workload) -> Iterator[None]:
+        with ExitStack() as opened:
+            for change in (one, other):
+                opened.enter_context(change.during(workload))
+            yield
+
+    return Change(prepare, lr_scale, {**one.group_scales, **other.group_scales}, during)

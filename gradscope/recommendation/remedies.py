@@ -9,8 +9,11 @@ three hold, as far as the time allows it. A plan of a few hundred steps is tried
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 
+from gradscope.diagnosis.data import compares_by_distance, harmful, odd_inputs, odd_targets
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
@@ -23,7 +26,7 @@ from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss
 from gradscope.recommendation.plan import FINAL
 from gradscope.recommendation.snippets import snippet_for
 from gradscope.runs.run import Run
-from gradscope.runs.schema import Trial
+from gradscope.runs.schema import ROOT, TARGETS, Trial
 
 LENGTH, LEAST = 100, 20
 CLIP, WHOLE, ENOUGH = "clip", "-whole", 3
@@ -79,7 +82,8 @@ def _single(run: Run) -> list[Trial]:
 
     rates = run.header.optimizer.groups if run.header.optimizer else ()
     peak = max((rate for row in run.header.plan.lr for rate in row), default=rates[0].lr if rates else 0.0)
-    wanted = [
+    wanted = [standard] if (standard := _standardised(run)) else []
+    wanted += [
         remedy(
             f"lr-{factor:g}",
             f"learning rate × {factor:g}",
@@ -110,6 +114,30 @@ def _single(run: Run) -> list[Trial]:
         paste = snippet_for(run, "pytorch", winner.max_norm)
         wanted.append(remedy(CLIP, f"clip at {winner.max_norm:.4g}", paste, max_norm=winner.max_norm))
     return wanted
+
+
+def _standardised(run: Run) -> Trial | None:
+    """Data of an odd size with mean 0 and variance 1 in each feature; as lines for data that is one array."""
+    inputs, targets = odd_inputs(run), odd_targets(run) if compares_by_distance(run) else None
+    if not (inputs or targets) or not harmful(run):
+        return None
+    of: dict[str, str] = {}
+    lines = []
+    if inputs and inputs.layer is not None:
+        sliding = re.search(r"Conv(\d)d", inputs.type)
+        over = f"({', '.join(map(str, (0, *range(2, 2 + int(sliding[1])))))}), keepdim=True" if sliding else "0"
+        of[inputs.layer] = f"each {'channel' if sliding else 'feature'} that enters {inputs.layer or ROOT}"
+        lines.append(_standard_line("X", over, "inputs; the same mean and std for others"))
+    if targets:
+        of[TARGETS] = "each target"
+        if not inputs or not math.isclose(inputs.rms, targets.rms, rel_tol=1e-6):
+            lines.append(_standard_line("Y", "0", "targets; outputs × that std + that mean are of the old scale"))
+    note = "\n".join([f"{' and '.join(of.values())} with mean 0 and variance 1", *lines])
+    return Trial("remedy", "data", start="initial", note=note, standardised=tuple(of))
+
+
+def _standard_line(name: str, over: str, what: str) -> str:
+    return f"{name} = ({name} - {name}.mean({over})) / ({name}.std({over}) + 1e-8)  # {name}: the training {what}"
 
 
 def _accused(run: Run, component: str) -> LayerRisk | None:
@@ -199,7 +227,7 @@ def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
 def _joined(one: Trial, other: Trial) -> Trial:
     changes, pastes = zip(*(trial.note.split("\n", 1) for trial in (one, other)), strict=True)
     plain = Trial("remedy", "", note="")
-    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "group", "group_scale", "max_norm")
+    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "group", "group_scale", "max_norm", "standardised")
     taken = {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(plain, name)}
     note = " and ".join(changes) + "\n" + "\n".join(pastes)
     return replace(one, name=f"{one.name}+{other.name}", note=note, **taken)

@@ -18,6 +18,8 @@ FIRST = "GS101"
 """The rule that tells what was nonfinite first."""
 DEPTH = "GS304"
 """The rule that tells of gradients that grow from layer to layer."""
+DATA = "GS307"
+"""The rule that tells of inputs and targets of an odd size."""
 OUTLIER = "GS207"
 """The rule that tells which sample of the data stands out."""
 ACCUSING = (FIRST, "GS302", "GS305")
@@ -27,6 +29,8 @@ ACCUSING = (FIRST, "GS302", "GS305")
 def layer(report: Report) -> Answer:
     """The layer most at risk; where none stands out, the one that a finding accuses."""
     question, ranked, found = "Which layer?", report.diagnosis.layers, accused(report)
+    if (data := report.found(DATA)) and data.severity != "info" and all(one.level == "low" for one in ranked):
+        return Answer(question, "None stands out, but the data does", sentences((data.message, data.advice)))
     if found:
         sure = "Perhaps " if any(one.name == found[0] and one.level == "medium" for one in ranked) else ""
         return Answer(question, sure + visible(found[0]), sentences((without_subject(found[1], found[0]), found[2])))

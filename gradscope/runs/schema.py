@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 SCHEMA_VERSION = 1
 ROOT = "(root)"
 """What the model itself is called, whose name is empty."""
+TARGETS = "(targets)"
+"""What a trial standardises that enters no layer."""
 
 MeasuredAt = Literal["pre_clip", "post_clip"]
 GradientsAre = Literal["unscaled", "scaled"]
@@ -117,6 +119,7 @@ class Trial:
     between them) starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
     remedy, its further lines are what to paste. Parameter group `group`, counted over all optimizers, has its rate ×
     `group_scale`. `perturbed`: the weights start × (1 + so much × normal noise), other noise for each `draw`.
+    `standardised`: each feature has mean 0 and variance 1, of what enters these layers, and of the `TARGETS`.
     """
 
     kind: str
@@ -135,6 +138,7 @@ class Trial:
     note: str = ""
     samples: tuple[int, ...] = ()
     perturbed: float = 0.0
+    standardised: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

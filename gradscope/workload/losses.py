@@ -18,8 +18,8 @@ from gradscope.workload.inference import CannotInferError, infer_loss
 from gradscope.workload.models import LOSS_NAMES, is_lightning
 from gradscope.workload.move import to_device
 from gradscope.workload.steps import (
+    CriterionStep,
     Step,
-    criterion_step,
     inferred_step,
     lightning_step,
     output_step,
@@ -54,7 +54,7 @@ def read_training(spec: Spec, model: nn.Module, data: Data, device: torch.device
     if is_lightning(model) and _defines(model, "training_step"):
         return _lightning(model, spec)
     name = _loss_name(spec)
-    criterion = _criterion(spec, name, device) if name else None
+    criterion: Any = _criterion(spec, name, device) if name else None
     batch, output = _tried(spec, model, data, device)
     if isinstance(data.batches, SyntheticBatches) and _needs_targets(batch, output, name):
         logits = logits_in(output)
@@ -64,7 +64,7 @@ def read_training(spec: Spec, model: nn.Module, data: Data, device: torch.device
     if name is None:
         return _inferred(spec, model, batch, output)
     _check_criterion(spec, name, criterion, model, batch, output)
-    return Training(criterion_step(criterion), Piece("loss", _shown(criterion), spec.where(name)))
+    return Training(CriterionStep(criterion), Piece("loss", _shown(criterion), spec.where(name)))
 
 
 def _own_step(step: Any, spec: Spec) -> Training:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +17,28 @@ from gradscope.workload.inference import IGNORED, Inferred
 Step = Callable[[nn.Module, Any], torch.Tensor]
 
 
-def criterion_step(criterion: Any) -> Step:
+@dataclass(frozen=True)
+class CriterionStep:
     """The loss of the model's output and the batch's target; a batch without a target is its own."""
 
-    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+    criterion: Callable[[Any, Any], torch.Tensor]
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The criterion's value for one batch."""
         arguments, keywords, target = split(model, batch)
         output = model(*arguments, **keywords)
-        loss: torch.Tensor = criterion(output, own_target(arguments, keywords) if target is None else target)
-        return loss
-
-    return step
+        return self.criterion(output, own_target(arguments, keywords) if target is None else target)
 
 
 def inferred_step(found: Inferred) -> Step:
     """The inferred loss of the model's logits and the batch's target."""
 
-    def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        arguments, keywords, target = split(model, batch)
-        logits = logits_in(model(*arguments, **keywords))
+    def criterion(output: Any, target: Any) -> torch.Tensor:
+        logits = logits_in(output)
         assert logits is not None
-        return found.loss(logits, own_target(arguments, keywords) if target is None else target)
+        return found.loss(logits, target)
 
-    return step
+    return CriterionStep(criterion)
 
 
 def output_step(model: nn.Module, batch: Any) -> torch.Tensor:

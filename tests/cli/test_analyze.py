@@ -447,3 +447,39 @@ def test_a_deep_stack_that_learns_nothing_is_told_to_begin_with_larger_weights(
     best = next(remedy for remedy in report["remedies"] if remedy["best"])
     assert best["trial"].startswith("init")
     assert best["name"].startswith("all 17 layers of type Linear start × 2.")
+
+
+PRICES = """
+import torch
+torch.manual_seed(0)
+rows = torch.randn(512, 8)
+data, batch_size = (rows, 2e5 + 8e4 * torch.tanh(rows[:, :1] + rows[:, 1:2])), 32
+model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.ReLU(),
+    torch.nn.Linear(32, 1))
+loss = torch.nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+total_steps = 300
+"""
+
+
+def test_targets_of_hundreds_of_thousands_explode_and_standard_ones_hold(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = analyzed(here, capsys, PRICES)
+    assert report["verdict"] == "exploding"
+    (found,) = [finding for finding in report["findings"] if finding["code"] == "GS307"]
+    assert (found["severity"], found["value"]) == ("warning", pytest.approx(2.1e5, rel=0.1))
+    tried = {remedy["trial"]: remedy for remedy in report["remedies"]}
+    assert tried["data"]["best"]
+    assert tried["data"]["loss"] < 0.1 * (8e4) ** 2
+    assert not tried["lr-0.1"]["held"]
+    assert tried["data"]["snippet"].startswith("Y = (Y - Y.mean(0)) / (Y.std(0) + 1e-8)")
+
+
+def test_raw_pixels_are_told_and_standard_ones_hold(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = analyzed(here, capsys, PRICES.replace("rows, 2e5 + 8e4 * ", "90 * rows + 128, 3 * "))
+    (found,) = [finding for finding in report["findings"] if finding["code"] == "GS307"]
+    assert (found["subject"], found["value"]) == ("0", pytest.approx(156, rel=0.1))
+    tried = {remedy["trial"]: remedy for remedy in report["remedies"]}
+    assert tried["data"]["held"]
+    assert tried["data"]["loss"] < 1

@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from gradscope.capture.trials import scaled_layer
 from gradscope.recommendation.remedies import next_remedies
 from gradscope.report.remedies import remedies
-from gradscope.runs.schema import Group, Optimizer, Parameter, Plan, Trial
+from gradscope.runs.schema import TARGETS, Group, Optimizer, Parameter, Piece, Plan, Trial
 from tests.builders import make_header, make_run
 
 INF, NAN = float("inf"), float("nan")
@@ -267,3 +268,52 @@ def test_the_lines_that_scale_all_layers_do_what_was_tried(tmp_path):
         linear = kinds[name.rpartition(".")[0]] == "Linear" and weights.dim() > 1
         assert torch.equal(dict(pasted.named_parameters())[name], weights * (0.25 if linear else 1.0))
         assert torch.equal(dict(tried.named_parameters())[name], dict(pasted.named_parameters())[name])
+
+
+def standardising(tmp_path, inputs=None, targets=None, kind="Linear", loss="MSELoss()"):
+    """The remedy of an exploding run whose data has these sizes."""
+    probes = []
+    if inputs:
+        probes += [(0, f"input_{name}", ["fc1"], [inputs], [1]) for name in ("rms", "largest", "median")]
+    if targets:
+        probes += [(0, "target_rms", ["(root)"], [targets]), (0, "output_rms", ["(root)"], [0.1])]
+    parameters = tuple(dataclasses.replace(one, type=kind) for one in make_header().parameters)
+    pieces = (Piece("loss", loss, "model.py:1"),)
+    run = make_run(tmp_path, EXPLODING, loss=EXPLODING, parameters=parameters, pieces=pieces, probes=probes, plan=PLAN)
+    return by_name(next_remedies(run)).get("data")
+
+
+def test_odd_inputs_are_tried_as_standard_ones(tmp_path):
+    remedy = standardising(tmp_path, inputs=124.0)
+    assert remedy.standardised == ("fc1",)
+    first, line = remedy.note.split("\n")
+    assert first == "each feature that enters fc1 with mean 0 and variance 1"
+    scope = {"X": torch.randn(50, 3) * 40 + 7}
+    exec(line, scope)
+    assert scope["X"].std(0).tolist() == pytest.approx([1] * 3)
+
+
+def test_channels_of_images_are_standardised_each(tmp_path):
+    line = standardising(tmp_path, inputs=124.0, kind="Conv2d").note.split("\n")[1]
+    scope = {"X": torch.randn(50, 3, 4, 4) * torch.tensor([1.0, 40.0, 9.0])[:, None, None]}
+    exec(line, scope)
+    assert scope["X"].std((0, 2, 3)).tolist() == pytest.approx([1] * 3)
+
+
+def test_odd_inputs_and_targets_are_one_remedy(tmp_path):
+    remedy = standardising(tmp_path, inputs=124.0, targets=2e5)
+    assert remedy.standardised == ("fc1", TARGETS)
+    assert [line[0] for line in remedy.note.split("\n")[1:]] == ["X", "Y"]
+
+
+def test_what_is_its_own_target_is_standardised_in_one_line(tmp_path):
+    remedy = standardising(tmp_path, inputs=124.0, targets=124.0)
+    assert remedy.standardised == ("fc1", TARGETS)
+    assert len(remedy.note.split("\n")) == 2
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss"), [(None, "MSELoss()"), (2e5, "PoissonNLLLoss()"), (2.0, "mse_loss to the input")]
+)
+def test_targets_that_stay_as_they_are(tmp_path, targets, loss):
+    assert standardising(tmp_path, targets=targets, loss=loss) is None
