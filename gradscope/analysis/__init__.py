@@ -14,6 +14,7 @@ from gradscope.capture.along_time import AlongTimeProbe
 from gradscope.capture.data import DataProbe
 from gradscope.capture.gains import GainProbe
 from gradscope.capture.header import header_for
+from gradscope.capture.labels import LabelProbe
 from gradscope.capture.loop import run_steps
 from gradscope.capture.memory import kept_memory
 from gradscope.capture.recorder import Recorder
@@ -139,6 +140,7 @@ def _record(session: Session, recorder: Recorder, steps: int) -> Ending:
         UpdateProbe(workload.model, workload.optimizers),
         AlongTimeProbe(workload.model),
         DataProbe(workload),
+        LabelProbe(workload),
     )
     session.watcher.stage("window", steps)
     ending = Ending("failed", 0)

@@ -56,7 +56,7 @@ class DataProbe:
         if self._hooks is not None:
             return
         self._hooks = ExitStack()
-        self._hooks.enter_context(_comparing(self._workload, self._look_at_both))
+        self._hooks.enter_context(comparing(self._workload, self._look_at_both))
         for name, module in layer_modules(self._workload.model).items():
             if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
                 self._hooks.enter_context(_before(module, self._looks_at(name)))
@@ -84,8 +84,9 @@ class DataProbe:
 
         return hook
 
-    def _look_at_both(self, output: torch.Tensor, target: torch.Tensor) -> None:
-        self._compared = self._compared or {"target_rms": rms(target), "output_rms": rms(output)}
+    def _look_at_both(self, output: Any, target: Any) -> None:
+        if not self._compared and _both_real(output, target):
+            self._compared = {"target_rms": rms(target), "output_rms": rms(output)}
 
 
 @contextmanager
@@ -133,10 +134,11 @@ def standard_targets(workload: Workload) -> Iterator[None]:
 
 
 @contextmanager
-def _comparing(workload: Workload, look: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+def comparing(workload: Workload, look: Callable[[Any, Any], None]) -> Iterator[None]:
+    """While this is open, `look` sees every output and its target, where the loss is a criterion of the two."""
+
     def criterion(own: Callable[[Any, Any], torch.Tensor], output: Any, target: Any) -> torch.Tensor:
-        if _both_real(output, target):
-            look(output, target)
+        look(output, target)
         return own(output, target)
 
     with _replacing(workload, criterion):

@@ -27,6 +27,7 @@ def test_a_healthy_run_has_no_findings_and_says_which_rules_could_not_run(tmp_pa
         "GS302",
         "GS304",
         "GS307",
+        "GS308",
         "GS401",
         "GS402",
     }

@@ -1,0 +1,41 @@
+"""The classes of sampled batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradscope.capture.labels import LabelProbe
+from gradscope.workload.steps import CriterionStep
+from tests.capture.small_workloads import Fixed, workload
+from tests.capture.test_gains import Collected
+
+
+def counted(batch: Any, criterion: Any, outputs: int = 5) -> Any:
+    step = CriterionStep(criterion)
+    work = workload(model=nn.Linear(3, outputs), batches=Fixed(lambda _: batch), training_step=step)
+    probe, seen = LabelProbe(work), Collected()
+    for at in range(2):
+        probe.begin(at)
+        work.training_step(work.model, batch)
+        probe.end(at, seen)
+        assert work.training_step is step
+    return seen.rows
+
+
+def test_samples_of_each_class() -> None:
+    rows = counted((torch.randn(6, 3), torch.tensor([4, 0, 4, 4, 1, 0])), F.cross_entropy)
+    assert rows == {"labels": {"0": 2, "1": 1, "4": 3}, "classes": {"(root)": 5}}
+
+
+@pytest.mark.parametrize(
+    ("target", "criterion"),
+    [(torch.randn(6, 5), F.mse_loss), (torch.rand(6, 5).softmax(1), F.cross_entropy)],
+    ids=["numbers", "shares of every class"],
+)
+def test_targets_that_are_no_classes(target: torch.Tensor, criterion: Any) -> None:
+    assert counted((torch.randn(6, 3), target), criterion) == {}
