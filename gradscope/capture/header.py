@@ -30,6 +30,7 @@ def header_for(workload: Workload, command: Sequence[str], **changes: Any) -> He
         "seed": workload.seed,
         "synthetic_data": workload.synthetic_data,
         "inferred_loss": workload.inferred_loss,
+        "shuffled": workload.batches.shuffled,
     }
     plain = new_header(workload.name, "analyze", workload.source, world_size(), command)
     return replace(plain, **fields | changes)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from gradscope.capture.data import standard_inputs, standard_targets
@@ -70,8 +71,9 @@ def run_trial(
     """Play `trial` from `start` (the snapshot that `trial.start` names) and record it in `parent`'s `trials/<name>/`.
 
     Step k takes the batch of step i = trial.indexes[k] of the plan, with its planned learning rate × trial.lr_factor, and
-    clips at trial.max_norm. It ends early at a nonfinite loss or norm ("nonfinite"), where the user's code raises
-    ("failed"), where the data ends ("finished", with a message), and at `deadline`, a time.monotonic() ("interrupted").
+    clips at trial.max_norm; the batches in another order where it is `shuffled`. It ends early at a nonfinite loss or norm
+    ("nonfinite"), where the user's code raises ("failed"), where the data ends ("finished", with a message), and at
+    `deadline`, a time.monotonic() ("interrupted").
     The workload is left at `start`, whatever happens.
 
     Raises:
@@ -110,10 +112,16 @@ def _batches(workload: Workload, trial: Trial) -> tuple[Sequence[int], Trial]:
     """Whose batch each step takes: the planned step's, or the next ones in order where those are out of reach."""
     count = workload.plan.accumulate
     if all(workload.batches.reach(index * count) for index in trial.indexes):
-        return trial.indexes, trial
+        return _order(trial), trial
     first = trial.indexes[0]
     note = f"{trial.note}; {NEXT_IN_ORDER}" if trial.note else NEXT_IN_ORDER
     return range(first, first + len(trial.indexes)), dataclasses.replace(trial, note=note)
+
+
+def _order(trial: Trial) -> Sequence[int]:
+    if not trial.shuffled:
+        return trial.indexes
+    return [int(index) for index in np.random.default_rng(trial.shuffled).permutation(trial.indexes)]
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,10 @@ class Verdict:
     without rehearsals otherwise.
 
     `lr_headroom`: the smallest tried multiple of the planned learning rate that failed (None: none failed); a failure at the
-    planned rate itself that nothing confirms counts as 2, one that is a matter of rounding as 1.
+    planned rate itself that nothing confirms counts as 2, one that is a matter of chance as 1.
     `first_step`: where an explosion seen in the window begins. `reasons`: in plain words, what it rests on. `clipped_at`:
-    the threshold in use, where rehearsals that failed without it were clipped at it and decided; None: unclipped.
+    the threshold in use, where rehearsals that failed without it were clipped at it and decided; None: unclipped. `chance`:
+    what decides where it explodes by chance.
     """
 
     verdict: VerdictWord
@@ -95,10 +96,11 @@ class Verdict:
     first_step: int | None = None
     reasons: tuple[str, ...] = ()
     clipped_at: float | None = None
+    chance: str = "rounding"
 
     @property
     def by_chance(self) -> bool:
-        """Whether the plan explodes in some of its rehearsals and not in others that differ by rounding."""
+        """Whether the plan explodes in some of its trials and not in others that differ by rounding, or in their order."""
         return self.verdict == "thin-headroom" and self.lr_headroom == 1.0
 
     @property

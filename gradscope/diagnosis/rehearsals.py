@@ -169,6 +169,15 @@ def in_full(trials: list[Rehearsed]) -> list[Rehearsed]:
     return [one for one in planned(trials) if one.full]
 
 
+def in_other_orders(run: Run) -> list[Run]:
+    """The trainings of the plan as it is, with its batches in other orders; none where it clips."""
+    tried = [(one, one.header.trial) for _, one in sorted(run.trials.items())]
+    as_planned = [
+        one for one, made in tried if made and made.shuffled and made.kind == "candidate" and not made.max_norm
+    ]
+    return as_planned if run.header.plan.max_norm is None else []
+
+
 def horizon(run: Run) -> int:
     """The planned number of optimizer steps; where it is not known, 400 after the window."""
     return run.header.plan.total_steps or len(run.step) + UNKNOWN

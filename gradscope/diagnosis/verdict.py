@@ -1,12 +1,12 @@
 """Will it explode? From the window what it shows, from rehearsals what it foresees.
 
 A rehearsal of the whole rest of the plan, uncompressed, decides; where it fails, so must those of it from slightly other
-weights, or it fails by chance: thin headroom at 1 ×. Without one, "will-explode" needs a long rehearsal at
-the planned learning rate that fails and a second failure at ×1 or ×2; other failures are thin headroom. "exploding" is also
-an explosion within the next 20 steps, uncompressed, unless the rest of the plan in full shows that it passes. The score sums
-the rise of loss and norm in decades: of the rehearsal nearest to the plan, of the worst at ×2, and half of that at ×4; 48
-more for "will-explode". Rehearsals do not clip. Where one fails and the plan clips, it is gone through again as clipped
-today, and that decides.
+weights, or it fails by chance: thin headroom at 1 ×; so does one that holds, but not with its batches in another order.
+Without one, "will-explode" needs a long rehearsal at the planned learning rate that fails and a second failure at ×1 or ×2;
+other failures are thin headroom. "exploding" is also an explosion within the next 20 steps, uncompressed, unless the rest of
+the plan in full shows that it passes. The score sums the rise of loss and norm in decades: of the rehearsal nearest to the
+plan, of the worst at ×2, and half of that at ×4; 48 more for "will-explode". Rehearsals do not clip. Where one fails and the
+plan clips, it is gone through again as clipped today, and that decides.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gradscope.diagnosis.rehearsals import (
     broken_off,
     horizon,
     in_full,
+    in_other_orders,
     planned,
     reference,
     rehearsed,
@@ -44,6 +45,7 @@ from gradscope.diagnosis.window import (
     explosion,
     growth_before,
     harmful,
+    is_nonfinite,
     late_loss,
     what_to_do,
     with_its_targets,
@@ -79,10 +81,26 @@ def _of_this_seed(run: Run) -> Verdict:
     foreseen = bare.first_step is None and bare.verdict in ALARMS
     trials = as_clipped_today(run, unclipped) if foreseen else None
     if trials is None:
-        return bare
+        return bare if bare.may_explode else _in_other_orders(run, bare)
     found = _judgement(run, trials)
     reasons = (*found.reasons, _without_the_clip(run, [one for one in unclipped if one.failed]))
     return dataclasses.replace(found, clipped_at=run.header.plan.max_norm, reasons=reasons)
+
+
+def _in_other_orders(run: Run, found: Verdict) -> Verdict:
+    """The verdict, by chance where the plan holds but became nonfinite with its batches in another order."""
+    orders = in_other_orders(run)
+    broke = sum(map(is_nonfinite, orders))
+    if not broke or found.verdict not in ("stable", "thin-headroom"):
+        return found
+    said = f"of {count(len(orders), 'training')} of the plan with its batches in other orders, {broke} became nonfinite"
+    return dataclasses.replace(
+        found,
+        verdict="thin-headroom",
+        lr_headroom=1.0,
+        reasons=(said, *found.reasons),
+        chance="the order of the batches",
+    )
 
 
 def _without_the_clip(run: Run, failed: list[Rehearsed]) -> str:
@@ -197,16 +215,19 @@ def _from_trials(run: Run, trials: list[Rehearsed]) -> Verdict:
 
 
 def out_of_nothing(run: Run) -> tuple[int, str] | None:
-    """The step of the plan at which its rehearsal is nonfinite though its gradient norm had not grown, and what to do; None
-    where that is not so.
+    """The step of the plan at which its rehearsal is nonfinite though its gradient norm had grown in none of it, and what to
+    do; None where that is not so.
     """
     bare = rehearsed(run)
     near = planned(as_clipped_today(run, bare) or bare)
     failed = [run.trials[one.name] for one in near if one.nonfinite and one.compression == 1]
-    for trial in failed:
-        row, made = int(np.argmax(harmful(trial))), trial.header.trial
-        growth = growth_before(trial, row)
-        if made is not None and row < len(made.indexes) and growth is not None and growth <= GREW:
+    broke = [(trial, int(np.argmax(harmful(trial)))) for trial in failed]
+    grown = [growth_before(trial, row) for trial, row in broke]
+    if any(growth is not None and growth > GREW for growth in grown):
+        return None
+    for (trial, row), growth in zip(broke, grown, strict=True):
+        made = trial.header.trial
+        if made is not None and row < len(made.indexes) and growth is not None:
             return made.indexes[row], what_to_do(trial, row, "that step's batch and how the loss is computed from it")
     return None
 

@@ -18,7 +18,7 @@ LOSS_FACTOR, NORM_FACTOR = 10.0, 100.0
 BLOWN, BEFORE = 1000.0, 100
 NOT_RECOVERED, STAYS_UP = 0.75, 2.0
 RISING = 2
-SHORTLY, GREW, UNMOVED = 3, 10.0, 1.25
+SHORTLY, GREW, UNMOVED, FAR = 3, 10.0, 1.25, 1e6
 JUMP = 30.0
 STEADY = 10.0
 PASSED = 3.0
@@ -101,14 +101,18 @@ def unseen_losses(run: Run) -> Bools:
 
 def growth_before(run: Run, row: int) -> float | None:
     """The largest of the last 3 norms before a row ÷ the median of those before them, of the first where these are under 5;
-    None where so few do not show whether it grew.
+    where one of the last quarter is a million times the first tenth's median, that; None where so few do not show whether it
+    grew.
     """
     norms = unscaled_norms(run)[:row][usable(run)[:row]]
     if run.header.measured_at != "pre_clip" or len(norms) < SHORTLY - 1:
         return None
     few = len(norms) < EARLY_LOSSES + SHORTLY
     growth = float(norms[-SHORTLY:].max()) / (float(norms[0]) if few else median(norms[:-SHORTLY]))
-    return None if few and growth <= LOSS_FACTOR else growth
+    if few:
+        return growth if growth > LOSS_FACTOR else None
+    far = float(norms[-(len(norms) // 4) :].max()) / median(norms[: max(1, len(norms) // 10)])
+    return far if growth <= GREW and far > FAR else growth
 
 
 def what_to_do(run: Run, row: int, look: str) -> str:

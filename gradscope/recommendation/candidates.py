@@ -26,11 +26,15 @@ FIRST = 100
 """Steps of a compressed first trial; what is shorter proves nothing of a longer plan."""
 DIVERGED = 10.0
 """A last loss above this multiple of the first."""
+BLOWN, SOME, FAR_SHARE = 1e3, 5, 0.01
+"""So many losses, and such a share of them, above this multiple: what passes through that may not come back another time."""
 TIE, NEEDED, WIDEST = 1.02, 1.05, 1.25
 """Losses this close are equal, and the largest threshold is preferred, so that rounding noise does not choose; before all of
 them what did not clip, unless clipping ends 5 % lower; or lower by more than trials of one threshold lie apart, up to 25 %,
 where the training is chaos.
 """
+ORDERS, MOST_IN_ORDERS = 3, 9
+"""Other orders of the batches that a winner is tried in, and how often that is done in all."""
 SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
 
@@ -57,13 +61,26 @@ def _decided(run: Run, tried: list[Candidate]) -> Candidate | None:
         if before is not None and before.max_norm is not None and _reached(run, longest[0], before.max_norm):
             return before
     fails = plan_fails(run)
-    open_to_choice = [one for one in longest if one.clipped_fraction or not fails]
+    open_to_choice = [one for one in longest if (one.clipped_fraction or not fails) and not one.shuffled]
+    if worn_out(longest):
+        open_to_choice = [one for one in open_to_choice if one.max_norm is None or _in_orders(one, longest)]
     if any(one.max_norm is None and not one.diverged for one in open_to_choice):
         open_to_choice = [one for one in open_to_choice if not _alone(one, longest)]
     winner = _settle([(surely(one, longest), one) for one in open_to_choice], _noise(longest))
-    unclipped = [one for one in open_to_choice if not one.clipped_fraction and one.loss is not None]
+    unclipped = [one for one in open_to_choice if not one.clipped_fraction and surely(one, longest) < math.inf]
     as_good = [one for one in unclipped if winner and not _worse(run, one.trial, winner.trial)]
     return max(as_good, key=lambda one: one.max_norm is None, default=winner)
+
+
+def worn_out(tried: Sequence[Candidate]) -> bool:
+    """Whether thresholds were tried in other orders of the batches as often as they are to be: then none that was not is
+    chosen.
+    """
+    return sum(one.shuffled and one.max_norm is not None for one in tried) >= MOST_IN_ORDERS
+
+
+def _in_orders(one: Candidate, longest: list[Candidate]) -> bool:
+    return sum(other.shuffled and same_threshold(other, one.max_norm) for other in longest) >= ORDERS
 
 
 def _alone(one: Candidate, longest: list[Candidate]) -> bool:
@@ -121,14 +138,17 @@ def one_each(tried: Sequence[Candidate]) -> list[Candidate]:
 
 
 def surely(one: Candidate, longest: list[Candidate]) -> float:
-    """The worst loss of its threshold."""
-    losses = (other.loss for other in longest if same_threshold(other, one.max_norm))
-    return max(math.inf if loss is None else loss for loss in losses)
+    """The worst loss of its threshold; in another order of the batches, only one far above that counts."""
+    same = [other for other in longest if same_threshold(other, one.max_norm)]
+    worst = max(math.inf if other.loss is None else other.loss for other in same if not other.shuffled)
+    elsewhere = (math.inf if other.loss is None or other.diverged else other.loss for other in same if other.shuffled)
+    return max([worst, *(loss for loss in elsewhere if loss > above(worst, WIDEST))])
 
 
 def _noise(longest: list[Candidate]) -> float:
     """How far apart, as a factor, trials of one threshold ended; 1 where none was tried again."""
-    pairs = [(one.loss, surely(one, longest)) for one in longest if one.loss]
+    in_order = [one for one in longest if not one.shuffled]
+    pairs = [(one.loss, surely(one, in_order)) for one in in_order if one.loss]
     return min(WIDEST, max((1 + (worst - loss) / abs(loss) for loss, worst in pairs), default=1.0))
 
 
@@ -176,9 +196,18 @@ def _last(run: Run, trial: Run) -> Floats:
 
 def diverged(run: Run, trial: Run, held: float) -> bool:
     """Whether it became nonfinite, or ended above ten times its first losses, and above ten times the loss `held`, at which
-    the plan in full held.
+    the plan in full held; or blew up on the way.
     """
-    return not final_loss(run, trial) <= DIVERGED * max(median(np.abs(trial.loss[:EARLY])), held)
+    usual = max(median(np.abs(trial.loss[:EARLY])), held)
+    return not final_loss(run, trial) <= DIVERGED * usual or blew_up(trial, usual)
+
+
+def blew_up(trial: Run, usual: float) -> bool:
+    """Whether losses came to lie far above the usual, one in a hundred or more: an explosion, also where most came back
+    down. Not where the first tenth has such losses too: then they are the data's, or of a bad start.
+    """
+    far = np.abs(trial.loss) > BLOWN * usual
+    return bool(far.sum() >= max(SOME, far.size * FAR_SHARE) and not far[: far.size // LAST_SHARE].any())
 
 
 def _candidate(run: Run, name: str, trial: Run, held: float) -> Candidate:
@@ -194,10 +223,12 @@ def _candidate(run: Run, name: str, trial: Run, held: float) -> Candidate:
         clipped_fraction=clipped_fraction(norms, limit) if clips else 0.0,
         mean_retained_step=mean_retained_step(norms, limit) if clips else 1.0,
         steps=len(trial.step) if broken_off(trial) else len(about.indexes),
+        shuffled=about.shuffled > 0,
         diverged=diverged(run, trial, held),
     )
 
 
-def _by_length_and_loss(one: Candidate) -> tuple[float, float, float]:
+def _by_length_and_loss(one: Candidate) -> tuple[float, bool, float, float]:
+    """The longest first, of those the ones in the plan's own order, of those the best."""
     size = math.inf if one.max_norm is None else one.max_norm
-    return -one.steps, math.inf if one.loss is None else one.loss, size
+    return -one.steps, one.shuffled, math.inf if one.loss is None else one.loss, size

@@ -1,20 +1,21 @@
 """The final trials of thresholds: pure functions of what was tried before, from a threshold's name to its value.
 
 First the best of the grid, half a decade to either side of it, no clipping unless it diverged, and the runner-up where it is
-near; then on from the winner while a side of it is untried; last the winner once more, 1 % lower: a training that is chaos
-there shows it. No clipping is an infinite threshold.
+near; then on from the winner while a side of it is untried; last the winner once more, 1 % lower, and in another order of
+the batches where that is random: a training that is chaos there shows it. No clipping is an infinite threshold.
 """
 
 from __future__ import annotations
 
 import math
 
-from gradscope.recommendation.candidates import TIE, above, same_threshold
+from gradscope.recommendation.candidates import ORDERS, TIE, above, same_threshold, worn_out
 from gradscope.recommendation.model import Candidate
 
 NEAR = 1.5
 SIDE = 10**0.5
 WALKS, REPEATS, LOWER = 3, 3, 0.99
+AGAIN, SHUFFLED = "final-again-", "final-shuffled-"
 
 Grid = dict[float, float]
 """Final losses by threshold."""
@@ -50,11 +51,26 @@ def walk(tried: list[Candidate], top: float) -> Asked:
 
 def repeat(tried: list[Candidate]) -> Asked:
     """The winner a little lower, unless it was tried so already; three times at most."""
-    best = _winner(tried)
-    again = sum(one.trial.startswith("final-again") for one in tried)
-    if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in tried) > 1:
+    best, again = _winner(tried), _count(tried, AGAIN)
+    in_order = [one for one in tried if not one.shuffled]
+    if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in in_order) > 1:
         return {}
-    return {f"final-again-{again + 1}": best * LOWER}
+    return {f"{AGAIN}{again + 1}": best * LOWER}
+
+
+def reorder(tried: list[Candidate]) -> Asked:
+    """The winner that held in another order of the batches, three times; no clipping only where anything diverged."""
+    best, done = _winner(tried), _count(tried, SHUFFLED)
+    if not any(one.chosen and not one.diverged for one in tried):
+        return {}
+    if (best is None and not any(one.diverged for one in tried)) or (best is not None and worn_out(tried)):
+        return {}
+    of_best = [one for one in tried if one.shuffled and same_threshold(one, best)]
+    return {f"{SHUFFLED}{done + 1}": math.inf if best is None else best} if len(of_best) < ORDERS else {}
+
+
+def _count(tried: list[Candidate], name: str) -> int:
+    return sum(one.trial.startswith(name) for one in tried)
 
 
 def _winner(tried: list[Candidate]) -> float | None:

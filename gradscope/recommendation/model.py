@@ -42,6 +42,7 @@ class Candidate:
 
     `loss`: median |loss| of its last steps, None if it became nonfinite; `diverged`: that, or above ten times its first.
     `clipped_fraction` and `mean_retained_step` are over the trial's steps. `steps`: how many the trial was to take.
+    `shuffled`: it took its batches in another order.
     """
 
     max_norm: float | None
@@ -53,6 +54,7 @@ class Candidate:
     chosen: bool = False
     mean_retained_step: float = 1.0
     steps: int = 0
+    shuffled: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from gradscope.recommendation.candidates import (
     same_threshold,
     surely,
 )
-from gradscope.recommendation.finals import Asked, Grid, first_finals, repeat, walk
+from gradscope.recommendation.finals import SHUFFLED, Asked, Grid, first_finals, reorder, repeat, walk
 from gradscope.recommendation.model import Candidate
 from gradscope.recommendation.percentiles import thresholds
 from gradscope.runs.run import Run
@@ -150,6 +151,8 @@ def _finals(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
     if not new:
         tried = [one for one in candidates(run) if one.steps == length]
         new = _new(run, walk(tried, top), length) or _new(run, repeat(tried), length)
+        if not new and run.header.shuffled:
+            new = tuple(_reordered(_final(run, *one, length)) for one in reorder(tried).items())
     return new[: steps // length]
 
 
@@ -164,7 +167,7 @@ def _new(run: Run, asked: Asked, length: int) -> tuple[Trial, ...]:
     if not asked:
         return ()
     wanted = [_final(run, name, limit, length) for name, limit in asked.items()]
-    tried = {(one.max_norm, one.indexes): name for name, one in _candidate_trials(run).items()}
+    tried = {(one.max_norm, one.indexes): name for name, one in _candidate_trials(run).items() if not one.shuffled}
     new = [one for one in wanted if one.name not in run.trials and (one.max_norm, one.indexes) not in tried]
     unclipped = tuple(one for one in new if one.max_norm is None)
     same = tried.get((None, wanted[0].indexes), "")
@@ -196,6 +199,12 @@ def _final(run: Run, name: str, limit: float, length: int) -> Trial:
     if math.isinf(limit):
         return _trial(run, name, None, length, "no clipping, tried longer")
     return _trial(run, name, limit, length, f"{number(limit)}, tried longer")
+
+
+def _reordered(trial: Trial) -> Trial:
+    """The same with its batches in another order, other for each number in its name."""
+    note = f"{trial.note.partition(',')[0]}, batches in another order"
+    return replace(trial, shuffled=int(trial.name.removeprefix(SHUFFLED)), note=note)
 
 
 def _trial(run: Run, name: str, max_norm: float | None, length: int, note: str) -> Trial:

@@ -181,7 +181,8 @@ def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> 
     if best is None or (best.diverged and best.max_norm is None):
         over = f" over {count(tried[0].steps, 'step')}" if tried[0].steps else ""
         limits = count(len(_apart(longest)), "threshold")
-        reason = f"None of {limits} tried{over} held: each diverged. Clipping alone does not help here."
+        where = ", in one order of the batches or another" if any(one.shuffled for one in longest) else ""
+        reason = f"None of {limits} tried{over} held: each diverged{where}. Clipping alone does not help here."
         return dataclasses.replace(plain, **_OFF, verified=False, reason=reason, candidates=tried)
     stands = f" that stand for {horizon(run):,}" if best.steps < horizon(run) else ""
     over = f"over {count(best.steps, 'trial step')}{stands}" if best.steps else "on its trial"
@@ -193,7 +194,7 @@ def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> 
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"
     reason = (
         f"Of {amount} tried, {number(best.max_norm)} {_won(best, tried)} {number(surely(best, longest))} {over}"
-        f"{_without(tried, whole)}; it clipped {percent(best.clipped_fraction)} of them. "
+        f"{_without(tried, whole)}; it clipped {percent(best.clipped_fraction)} of them{_in_other_orders(best, longest)}. "
         f"It is {number(best.max_norm / plain.thresholds[0].max_norm)} × {percentile}."
     )
     if best.diverged:
@@ -205,6 +206,12 @@ def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> 
         reason=reason,
         candidates=tried,
     )
+
+
+def _in_other_orders(best: Candidate, longest: list[Candidate]) -> str:
+    """That it was tried in other orders of the batches: what did not hold there is not chosen."""
+    others = sum(one.shuffled and same_threshold(one, best.max_norm) for one in longest)
+    return f" and held in {count(others, 'other order')} of the batches too" if others else ""
 
 
 def _as_tried(one: Candidate) -> dict[str, Any]:
@@ -233,6 +240,8 @@ def _without(tried: tuple[Candidate, ...], whole: list[Rehearsed]) -> str:
     plain = next((one for one in tried if one.max_norm is None), None)
     if plain is None:
         return ""
+    if not plain.diverged and any(one.shuffled and one.diverged and one.max_norm is None for one in tried):
+        return " (without clipping it diverged in another order of the batches)"
     over = f" over {plain.steps}" if plain.steps else ""
     diverged = plain.diverged or plain.loss is None
     ended = "it diverged" if diverged else number(plain.loss or 0.0)

@@ -19,10 +19,10 @@ from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
-from gradscope.diagnosis.rehearsals import horizon, recommended, reference, stretch
+from gradscope.diagnosis.rehearsals import horizon, in_other_orders, recommended, reference, stretch
 from gradscope.diagnosis.verdict import judge
-from gradscope.diagnosis.window import broken_data
-from gradscope.recommendation.candidates import DIVERGED, candidates, final_loss
+from gradscope.diagnosis.window import broken_data, is_nonfinite
+from gradscope.recommendation.candidates import DIVERGED, blew_up, candidates, final_loss
 from gradscope.recommendation.plan import FINAL
 from gradscope.recommendation.snippets import snippet_for
 from gradscope.runs.run import Run
@@ -43,6 +43,9 @@ def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}
     if not tried:
         wanted = _single(run)
+        if broke := next(filter(is_nonfinite, in_other_orders(run)), None):
+            wanted = [_in_the_order_of(broke, one) for one in wanted]
+            return tuple(wanted[: int(min(allowed, 1e9) / len(wanted[0].indexes))])
         fits = allowed / (len(wanted) + 1)
         length = horizon(run) if horizon(run) <= min(FINAL, fits) else int(min(LENGTH, max(LEAST, fits)))
         indexes = tuple(int(i) for i in even(0, horizon(run), length))
@@ -193,6 +196,13 @@ def _all_scaled(types: tuple[str, ...], scale: float) -> str:
     )
 
 
+def _in_the_order_of(broke: Run, one: Trial) -> Trial:
+    """The remedy on the batches of a trial that did not hold, in their order."""
+    made = broke.header.trial
+    assert made is not None
+    return replace(_over(made.indexes, one), shuffled=made.shuffled)
+
+
 def _over(indexes: tuple[int, ...], one: Trial) -> Trial:
     """The remedy on these steps; a threshold grows as for every compressed trial."""
     spread = replace(one, indexes=indexes)
@@ -238,12 +248,14 @@ def _kind(trial: Trial) -> str:
 
 
 def held(run: Run, trial: Run) -> bool:
-    """Whether a remedy's trial stayed finite and ended near where the window began, or below it, with what it learned; where
-    the training as it is ends at chance, below that; where it loses what it learned, nearer to the best than to its end.
+    """Whether a remedy's trial stayed finite, did not blow up on the way and ended near where the window began, or below it,
+    with what it learned; where the training as it is ends at chance, below that; where it loses what it learned, nearer to
+    the best than to its end.
     """
     end, limit = final_loss(run, trial), DIVERGED * reference(run).first_loss
     if chance := nothing_learned(run):
         limit = (1 - SHARE) * chance.before
     elif not judge(run).may_explode and (lost := unlearned(run)):
         limit = (lost.best + lost.end) / 2
-    return end <= limit and collapse(trial.loss) is None and without_gradient([trial]) is None
+    blown = blew_up(trial, reference(run).first_loss)
+    return end <= limit and not blown and collapse(trial.loss) is None and without_gradient([trial]) is None

@@ -41,7 +41,7 @@ def explosion(report: Report) -> Answer:
         if verdict.first_step is not None
         else "Yes: it is exploding",
         "will-explode": _later(report, bare),
-        "thin-headroom": f"Perhaps: rounding decides whether it explodes{bare}"
+        "thin-headroom": f"Perhaps: {verdict.chance} decides whether it explodes{bare}"
         if verdict.by_chance
         else f"Not as planned, but at {times(verdict.lr_headroom)} the learning rate{bare}",
         "stable": _calm(report),

@@ -79,7 +79,8 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield "The loss was inferred from the targets; set `loss` in the spec if it is another one."
     if header.gradients_are == "scaled":
         yield "The gradients carry the loss scale: they were read before it was taken out."
-    if recommendation is not None and recommendation.max_norm is not None and not recommendation.verified:
+    tried = recommendation is not None and (recommendation.verified or any(c.chosen for c in recommendation.candidates))
+    if recommendation is not None and recommendation.max_norm is not None and not tried:
         yield f"The threshold was not tried on a training: {_how_to_try(run)}."
     if header.ending.how == "finished" and header.ending.message:
         yield f"The recording ended at step {header.ending.step}: {header.ending.message}."

@@ -49,6 +49,6 @@ def _remedy(run: Run, child: Run) -> Remedy:
 
 def _held_unchanged(run: Run, trial: Trial) -> bool:
     """Whether the training as it is held on the steps of this trial too."""
-    tried = [(one, made) for one in finished(run).values() if (made := one.header.trial)]
-    same = [one for one, made in tried if made.max_norm is None and made.indexes == trial.indexes]
-    return any(held(run, one) for one in same)
+    steps = trial.indexes, trial.shuffled
+    tried = [(one, made) for one in finished(run).values() if (made := one.header.trial) and made.max_norm is None]
+    return any(held(run, one) for one, made in tried if (made.indexes, made.shuffled) == steps)

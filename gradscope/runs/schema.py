@@ -119,7 +119,8 @@ class Trial:
     between them) starts with its weights × `layer_scale`. `note`: what differs from the run itself, in plain words; for a
     remedy, its further lines are what to paste. Parameter group `group`, counted over all optimizers, has its rate ×
     `group_scale`. `perturbed`: the weights start × (1 + so much × normal noise), other noise for each `draw`.
-    `standardised`: each feature has mean 0 and variance 1, of what enters these layers, and of the `TARGETS`.
+    `shuffled`: above 0, its steps take their batches in another order, other for each number. `standardised`: each feature
+    has mean 0 and variance 1, of what enters these layers, and of the `TARGETS`.
     """
 
     kind: str
@@ -138,6 +139,7 @@ class Trial:
     note: str = ""
     samples: tuple[int, ...] = ()
     perturbed: float = 0.0
+    shuffled: int = 0
     standardised: tuple[str, ...] = ()
 
 
@@ -189,6 +191,8 @@ class Header:
     gradients_are: GradientsAre = "unscaled"
     synthetic_data: bool = False
     inferred_loss: bool = False
+    shuffled: bool = False
+    """Whether the order of the batches is known to be drawn at random, so that another one is as good."""
     on_policy: bool = False
     """Whether the data function called the model, as a policy's rollouts do."""
     versions: dict[str, str] = field(default_factory=dict)

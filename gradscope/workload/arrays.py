@@ -30,7 +30,7 @@ def array_batches(columns: Columns, batch_size: int, seed: int) -> IndexedBatche
         taken = tuple(column[chosen] for column in columns)
         return taken if len(taken) > 1 else taken[0]
 
-    return IndexedBatches(fetch, epoch, seed, rows // size)
+    return IndexedBatches(fetch, epoch, seed, rows // size, shuffled=True)
 
 
 def is_array(value: Any) -> bool:

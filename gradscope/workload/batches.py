@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from gradscope.workload.model import DataEndedError
 from gradscope.workload.move import copied, nbytes
@@ -21,6 +21,8 @@ HELD_BYTES = 2**30
 
 DRAWING_SECONDS = 30.0
 """The longest that drawing on to a coming batch may take."""
+
+RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class IndexedBatches:
@@ -36,10 +38,12 @@ class IndexedBatches:
         epoch: Callable[[int], Iterator[Any]],
         seed: int,
         epoch_length: int | None = None,
+        *,
+        shuffled: bool = False,
     ) -> None:
-        """`epoch_length`: batches a pass, where that is known."""
+        """`epoch_length`: batches a pass, where that is known. `shuffled`: whether their order is drawn at random."""
         self._fetch, self._epoch, self._seed = fetch, epoch, seed
-        self.epoch_length = epoch_length
+        self.epoch_length, self.shuffled = epoch_length, shuffled
         self._order: list[Any] = []
         self._ordering, self._fetching = Timeline(seed), Timeline(seed)
         self._indexes: Iterator[Any] | None = None
@@ -86,6 +90,8 @@ class StreamBatches:
     Draws happen on a random state of their own, so drawing ahead changes neither the batches nor the training.
     At most `HELD_BYTES` of batches are held.
     """
+
+    shuffled = False
 
     def __init__(self, start: Callable[[int], Iterator[Any] | None], seed: int, limit: int = HELD_BYTES) -> None:
         """`start(number)` begins pass `number` over the data, or is None when the data cannot begin again."""
@@ -194,7 +200,9 @@ def loader_batches(loader: DataLoader[Any], seed: int) -> IndexedBatches | Strea
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the loader's own draw for its workers
         return iter(sampler)
 
-    return IndexedBatches(lambda chosen: _fetch(loader, chosen), epoch, seed, _length(sampler))
+    drawn = getattr(sampler, "sampler", None) if type(sampler) is BatchSampler else sampler
+    shuffled = isinstance(drawn, RANDOM) or bool(getattr(drawn, "shuffle", False))
+    return IndexedBatches(lambda chosen: _fetch(loader, chosen), epoch, seed, _length(sampler), shuffled=shuffled)
 
 
 def _length(sampler: Any) -> int | None:

@@ -211,6 +211,10 @@ class _Paired:
     target: str
     where: str
 
+    @property
+    def shuffled(self) -> bool:
+        return self.inner.shuffled
+
     def at(self, index: int) -> Any:
         return pair_of(self.inner.at(index), self.target, self.where)
 

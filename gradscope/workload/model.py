@@ -23,6 +23,11 @@ class Batches(Protocol):
     asked for. Map-style data fetches by index; an iterator is drawn on and what was drawn ahead is kept.
     """
 
+    @property
+    def shuffled(self) -> bool:
+        """Whether their order is known to be drawn at random, so that another one is as good."""
+        ...
+
     def at(self, index: int) -> Any:
         """The batch of micro-step `index` (0-based). Raises DataEndedError."""
         ...

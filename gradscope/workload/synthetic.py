@@ -36,6 +36,8 @@ def read_synthetic(spec: Spec, batch_size: int | None, seed: int) -> Data | None
 class SyntheticBatches:
     """Batch `index` is random from the seed and `index` alone; `answer`, when set, makes the target from the input."""
 
+    shuffled = True
+
     def __init__(self, like: Any, seed: int) -> None:
         self._like, self._seed = like, seed
         self.answer: Callable[[Any, torch.Generator], Any] | None = None

@@ -16,6 +16,8 @@ from gradscope.workload.model import DataEndedError, Workload
 class Fixed:
     """Batches made from their index alone; `length` micro-steps of them, those up to `near` within reach."""
 
+    shuffled = False
+
     def __init__(self, make: Callable[[torch.Generator], Any], length: int = 10_000, near: int | None = None) -> None:
         self.make, self.length, self.near = make, length, length if near is None else near
         self.asked: list[int] = []

@@ -225,3 +225,24 @@ def test_one_group_learns_at_its_peers_rate(tmp_path: Path) -> None:
     _, child = play(work, Trial("remedy", "group", indexes=(0, 30)), tmp_path, change=change)
     assert child.lr == pytest.approx(np.array([[0.01, 0.01], [0.1, 0.1]]))
     assert [group["lr"] for group in work.optimizers[0].param_groups] == [0.1, 3.0]
+
+
+def test_batches_in_another_order_at_the_planned_rates(tmp_path: Path) -> None:
+    plan = tuple(range(0, 60, 3))
+
+    def played(order: int) -> tuple[list[int], list[float]]:
+        batches = Fixed(regression)
+        work = workload(
+            optimizers=sgd,
+            batches=batches,
+            schedulers=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+        )
+        _, child = play(work, Trial("candidate", "x", indexes=plan, shuffled=order), tmp_path / str(order))
+        return batches.asked[-len(plan) :], child.lr[:, 0].tolist()
+
+    (asked, rates), (other, same_rates), (third, _) = played(0), played(1), played(2)
+    assert asked == list(plan)
+    assert sorted(other) == sorted(third) == asked
+    assert other != asked
+    assert other != third
+    assert rates == same_rates

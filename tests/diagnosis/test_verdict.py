@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradscope.diagnosis.rehearsals import rehearsed
-from gradscope.diagnosis.verdict import EXPLODING, judge
+from gradscope.diagnosis.verdict import EXPLODING, judge, out_of_nothing
 from gradscope.runs.schema import Ending, Offender, Plan, Trial
 from tests.builders import make_run
 
@@ -285,3 +285,39 @@ def test_where_a_rehearsal_fails_is_said_with_its_learning_rate(tmp_path):
     said = judge(dataclasses.replace(started, trials={name: told})).reasons[0]
     assert "nonfinite at step" in said
     assert "; first what log computed after fc1)" in said
+
+
+def ordered(number, pair, **more):
+    indexes = tuple(range(0, 1000, 10))
+    trial = Trial("candidate", f"final-shuffled-{number}", start="initial", indexes=indexes, shuffled=number, **more)
+    return trial, pair
+
+
+BROKE = (np.array([1.0, NAN]), np.array([1.0, NAN]))
+
+
+def test_what_breaks_in_another_order_of_its_batches_explodes_by_chance(tmp_path):
+    held = rehearsal(indexes=tuple(range(50, 1000))), HELD
+    verdict = judge(run_with(tmp_path, held, ordered(1, HELD), ordered(2, BROKE)))
+    assert (verdict.verdict, verdict.lr_headroom, verdict.by_chance) == ("thin-headroom", 1.0, True)
+    assert verdict.reasons[0] == "of 2 trainings of the plan with its batches in other orders, 1 became nonfinite"
+    assert verdict.chance == "the order of the batches"
+
+
+@pytest.mark.parametrize("plan", [Plan(total_steps=1000), Plan(total_steps=1000, max_norm=1.0)])
+def test_only_the_plan_as_it_is_counts_in_other_orders(tmp_path, plan):
+    held, trial = (
+        (rehearsal(indexes=tuple(range(50, 1000))), HELD),
+        ordered(1, BROKE, max_norm=None if plan.max_norm else 1.0),
+    )
+    assert judge(run_with(tmp_path, held, trial, plan=plan)).verdict == "stable"
+
+
+def test_norms_that_had_grown_a_millionfold_are_no_explosion_out_of_nothing(tmp_path):
+    norms = [1.0] * 300 + [1.0, 1e20, 1.0, 1.0] * 50
+    broke = (rehearsal(indexes=tuple(range(50, 1000))), (np.array([1.0] * 500 + [NAN]), np.array([*norms, NAN])))
+    assert out_of_nothing(run_with(tmp_path, broke)) is None
+    calm = (rehearsal(indexes=tuple(range(50, 1000))), (np.array([1.0] * 500 + [NAN]), np.array([1.0] * 500 + [NAN])))
+    step, advice = out_of_nothing(run_with(tmp_path, calm))
+    assert step == 550
+    assert "had not grown" in advice

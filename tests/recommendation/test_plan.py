@@ -22,11 +22,11 @@ def outcome(trial, best=0.05):
     return np.full(length, 0.1 + abs(np.log10(limit / best))), np.linspace(0.5, 1.0, length)
 
 
-def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50, spends=False):
+def play(tmp_path, *, respond=outcome, allowed=INF, plan=PLAN, norms=(1.0,) * 50, spends=False, **header):
     """Ask, play and ask again as `analyze` does; every stage with its trials, and the run at the end."""
     trials, stages = {}, []
-    for _ in range(12):
-        run = make_run(tmp_path, norms, trials=trials, plan=plan)
+    for _ in range(40):
+        run = make_run(tmp_path, norms, trials=trials, plan=plan, **header)
         new = [trial for trial in next_candidates(run, allowed) if trial.name not in run.trials]
         if not new:
             return stages, run
@@ -238,7 +238,8 @@ def tried(name, limit, length, loss, norms):
     indexes = tuple(int(i) for i in np.linspace(0, 1599, length))
     plain = Trial("candidate", name, start="initial", indexes=indexes, note=name)
     clip = None if limit is None else limit * stretch(plain)
-    return {name: (dataclasses.replace(plain, max_norm=clip), np.full(length, loss), np.full(length, norms))}
+    losses = np.broadcast_to(loss, length)
+    return {name: (dataclasses.replace(plain, max_norm=clip), losses, np.full(length, norms))}
 
 
 def test_no_clipping_is_not_chosen_where_the_plan_fails_in_full_without(tmp_path):
@@ -354,3 +355,109 @@ def test_the_runner_up_is_one_that_clipped(tmp_path):
         trials |= {trial.name: (trial, *respond(trial)) for trial in new}
     runner_up = trials["final-runner-up"][0]
     assert runner_up.max_norm < 3.0
+
+
+def in_orders(stages):
+    return [trial for stage in stages for trial in stage if trial.shuffled]
+
+
+def breaks(fragile):
+    """A pretended training that breaks where its batches come in another order and `fragile(threshold)` says so."""
+
+    def respond(trial):
+        limit = INF if trial.max_norm is None else trial.max_norm / stretch(trial)
+        if trial.shuffled and fragile(limit):
+            return np.array([1.0, INF]), np.ones(2)
+        return outcome(trial)
+
+    return respond
+
+
+def test_the_winner_is_tried_in_other_orders_of_the_batches(tmp_path):
+    stages, run = play(tmp_path, shuffled=True)
+    orders = in_orders(stages)
+    assert [trial.shuffled for trial in orders] == [1, 2, 3]
+    assert {trial.max_norm for trial in orders} == {stages[4][0].max_norm}
+    assert {trial.indexes for trial in orders} == {stages[4][0].indexes}
+    said = recommend(run)
+    assert next(c for c in candidates(run) if c.chosen).trial == "final-best"
+    assert "and held in 3 other orders of the batches too." in said.reason
+
+
+def test_where_the_order_means_something_it_is_kept(tmp_path):
+    assert not in_orders(play(tmp_path)[0])
+
+
+def test_what_breaks_in_another_order_is_not_chosen(tmp_path):
+    first = next(c for c in candidates(play(tmp_path)[1]) if c.chosen).max_norm
+    stages, run = play(tmp_path, respond=breaks(lambda limit: 0.9 < limit / first < 1.1), shuffled=True)
+    chosen = next(c for c in candidates(run) if c.chosen)
+    assert chosen.max_norm is not None
+    assert not 0.9 < chosen.max_norm / first < 1.1
+    assert [trial.max_norm == stages[4][0].max_norm for trial in in_orders(stages)] == [True, False, False, False]
+
+
+def test_without_clipping_it_is_tried_in_other_orders_too_where_anything_diverged(tmp_path):
+    stages, run = play(tmp_path, respond=breaks(lambda limit: limit < INF), shuffled=True)
+    tried = [trial.max_norm for trial in in_orders(stages)]
+    assert tried[-3:] == [None] * 3
+    assert None not in tried[:-3]
+    assert recommend(run).max_norm is None
+    assert judge(run).verdict == "unknown"
+
+
+def test_where_every_threshold_breaks_in_some_order_none_is_chosen(tmp_path):
+    stages, run = play(tmp_path, respond=breaks(lambda limit: True), shuffled=True)
+    said = recommend(run)
+    assert said.max_norm is None
+    assert not said.verified
+    assert "each diverged, in one order of the batches or another" in said.reason
+    assert len(in_orders(stages)) <= 10
+
+
+def test_a_threshold_that_was_never_tried_in_another_order_does_not_win_by_that(tmp_path):
+    """Each breaks in the last of its three orders, so that thresholds are left when orders are not."""
+
+    def respond(trial):
+        broken = trial.shuffled and trial.max_norm is not None and trial.shuffled % 3 == 0
+        return (np.array([1.0, INF]), np.ones(2)) if broken else outcome(trial, best=1e-9)
+
+    stages, run = play(tmp_path, respond=respond, shuffled=True)
+    clipped = [trial for trial in in_orders(stages) if trial.max_norm is not None]
+    assert len(clipped) == 9
+    assert recommend(run).max_norm is None
+    untried = {c.max_norm for c in candidates(run) if c.steps == FINAL} - {
+        c.max_norm for c in candidates(run) if c.shuffled
+    }
+    assert untried
+
+
+def test_no_clipping_that_broke_in_another_order_is_told(tmp_path):
+    def respond(trial):
+        limit = INF if trial.max_norm is None else trial.max_norm / stretch(trial)
+        broken = 2 < limit < INF or (trial.shuffled and limit == INF)
+        losses, norms = outcome(trial, best=30.0)
+        norms = norms if trial.kind == "window" else 1e3 * norms
+        return (np.array([1.0, INF]), np.ones(2)) if broken else (losses, norms)
+
+    run = play(tmp_path, respond=respond, shuffled=True)[1]
+    for c in candidates(run):
+        print(c)
+    said = recommend(run)
+    assert said.max_norm is not None
+    assert "(without clipping it diverged in another order of the batches)" in said.reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "blown"),
+    [
+        ([1.0] * 200 + [1e17, 0.5] * 20 + [0.5] * 160, True),
+        ([1.0] * 200 + [1e17, 0.5] * 2 + [0.5] * 196, False),
+        ([1.0, 1e17] + [1.0] * 18 + ([1e17] + [1.0] * 19) * 19, False),
+        ([1.0] * 200 + [900.0] * 40 + [0.5] * 160, False),
+    ],
+    ids=["it came back", "two batches", "a sample that comes every epoch", "not so far"],
+)
+def test_a_trial_that_blew_up_on_the_way_diverged(tmp_path, losses, blown):
+    run = make_run(tmp_path, [1.0] * 50, trials=tried("final-best", 0.1, 400, losses, 1.0), plan=PLAN)
+    assert [c.diverged for c in candidates(run)] == [blown]

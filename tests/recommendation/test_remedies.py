@@ -317,3 +317,26 @@ def test_what_is_its_own_target_is_standardised_in_one_line(tmp_path):
 )
 def test_targets_that_stay_as_they_are(tmp_path, targets, loss):
     assert standardising(tmp_path, targets=targets, loss=loss) is None
+
+
+def test_what_breaks_in_another_order_is_mended_in_that_order(tmp_path):
+    rest, indexes = tuple(range(50, 1600)), tuple(range(0, 1600, 4))
+    trials = [
+        (Trial("rehearsal", "x1", indexes=rest), np.ones(len(rest))),
+        (Trial("candidate", "final-shuffled-1", start="initial", indexes=indexes, shuffled=1), np.ones(len(indexes))),
+        (Trial("candidate", "final-shuffled-2", start="initial", indexes=indexes, shuffled=2), np.array([1.0, NAN])),
+    ]
+    made = {trial.name: (trial, losses, np.ones(len(losses))) for trial, losses in trials}
+    run = make_run(tmp_path, [1.0] * 50, trials=made, plan=PLAN)
+    asked = next_remedies(run)
+    assert {trial.name for trial in asked} >= {"lr-0.5", "lr-0.25", "lr-0.1", "warm-up"}
+    assert {(trial.indexes, trial.shuffled) for trial in asked} == {(indexes, 2)}
+    assert len(next_remedies(run, 2 * len(indexes) + 1)) == 2
+
+
+def test_a_remedy_that_blew_up_on_its_way_did_not_hold(tmp_path):
+    tried = Trial("remedy", "lr-0.5", start="initial", indexes=tuple(range(0, 1600, 4)), note="learning rate × 0.5")
+    calm, back = [1.0] * 200 + [0.5] * 200, [1.0] * 200 + [1e17, 0.5] * 50 + [0.5] * 100
+    for losses, held in ((calm, True), (back, False)):
+        (found,) = remedies(exploding(tmp_path, [(tried, np.array(losses))]))
+        assert found.held is held

@@ -9,8 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
+from gradscope.workload.arrays import array_batches
 from gradscope.workload.batches import IndexedBatches, StreamBatches, loader_batches
 from gradscope.workload.model import DataEndedError
 
@@ -208,3 +217,28 @@ def test_what_a_stream_holds_is_bounded_and_never_at_the_cost_of_what_training_h
     assert [batches.at(i)[0].item() for i in range(30, 39)] == list(range(30, 39))
     with pytest.raises(DataEndedError, match="batches are drawn ahead already"):
         batches.at(90)
+
+
+class Bucketed(BatchSampler):
+    """Batches in an order that means something."""
+
+
+@pytest.mark.parametrize(
+    ("how", "shuffled"),
+    [
+        ({"batch_size": 6, "shuffle": True}, True),
+        ({"batch_size": None, "sampler": RandomSampler(ROWS)}, True),
+        ({"batch_sampler": BatchSampler(RandomSampler(ROWS), 6, drop_last=True)}, True),
+        ({"batch_size": 6, "sampler": DistributedSampler(ROWS, num_replicas=1, rank=0)}, True),
+        ({"batch_size": 6, "sampler": DistributedSampler(ROWS, num_replicas=1, rank=0, shuffle=False)}, False),
+        ({"batch_sampler": Bucketed(RandomSampler(ROWS), 6, drop_last=True)}, False),
+        ({"batch_size": 6}, False),
+    ],
+)
+def test_whether_the_order_is_random_is_known(how: dict[str, Any], shuffled: bool) -> None:
+    assert loader_batches(DataLoader(TensorDataset(ROWS), **how), 0).shuffled is shuffled
+
+
+def test_arrays_are_shuffled_and_a_stream_is_not_known_to_be() -> None:
+    assert array_batches((ROWS, ROWS), 4, 0).shuffled
+    assert not StreamBatches(lambda _: iter([ROWS]), 0).shuffled

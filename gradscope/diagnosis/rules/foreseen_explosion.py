@@ -56,7 +56,7 @@ def check(run: Run) -> Iterator[Finding]:
 def _told(run: Run, verdict: Verdict) -> tuple[Severity, str, str]:
     """Severity, message and advice."""
     if verdict.by_chance:
-        return "warning", "Whether the rest of the plan explodes is a matter of rounding.", TAKE
+        return "warning", f"Whether the rest of the plan explodes is a matter of {verdict.chance}.", TAKE
     return ("critical", *_sure(run)) if verdict.may_explode else ("info", *_thin(run, verdict))
 
 
