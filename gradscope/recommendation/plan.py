@@ -147,13 +147,21 @@ def _finals(run: Run, middle: float, steps: int) -> tuple[Trial, ...]:
     length = _begun(run) or min(FINAL, steps // max(1, len(asked)), horizon(run))
     if not asked or length < min(horizon(run), 2 * first):
         return ()
-    new = _new(run, asked, length)
+    tried = [one for one in candidates(run) if one.steps == length]
+    new = _new(run, asked, length) or _new(run, _clips_instead(run, middle, top, tried), length)
     if not new:
-        tried = [one for one in candidates(run) if one.steps == length]
         new = _new(run, walk(tried, top), length) or _new(run, repeat(tried), length)
         if not new and run.header.shuffled:
             new = tuple(_reordered(_final(run, *one, length)) for one in reorder(tried).items())
     return new[: steps // length]
+
+
+def _clips_instead(run: Run, middle: float, top: float, tried: list[Candidate]) -> Asked:
+    """The finals without no clipping, where that diverged in another order of the batches."""
+    if not any(one.shuffled and one.diverged and one.max_norm is None for one in tried):
+        return {}
+    asked = first_finals(_grid(run, middle) | {math.inf: math.inf}, top)
+    return {name.replace("final-", "final-clip-"): limit for name, limit in asked.items()}
 
 
 def _begun(run: Run) -> int:

@@ -441,8 +441,6 @@ def test_no_clipping_that_broke_in_another_order_is_told(tmp_path):
         return (np.array([1.0, INF]), np.ones(2)) if broken else (losses, norms)
 
     run = play(tmp_path, respond=respond, shuffled=True)[1]
-    for c in candidates(run):
-        print(c)
     said = recommend(run)
     assert said.max_norm is not None
     assert "(without clipping it diverged in another order of the batches)" in said.reason
