@@ -170,7 +170,9 @@ class _Ranking:
         return self.seen.initial.worst(list(layer.parameters)) if layer.type.startswith(RECURRENT) else None
 
     def _gain_words(self, side: str, i: int) -> str:
-        own, others = self.gains[side][i], median(np.delete(self.gains[side], i))
+        alike = self.seen.matrix if self.seen.matrix[i] else ~self.seen.matrix & (self.seen.kinds == self.seen.kinds[i])
+        alike = alike & (np.arange(len(alike)) != i)
+        own, others = self.gains[side][i], median(self.gains[side][alike])
         what = "activations" if side == "forward" else "gradients"
         return f"{what} by {number(10**own)} (others: {number(10**others)})" if np.isfinite(own) else ""
 

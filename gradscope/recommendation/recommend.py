@@ -106,8 +106,8 @@ def _unproven(plain: Recommendation, tried: tuple[Candidate, ...], today: float 
     tried = tuple(dataclasses.replace(one, chosen=False) for one in tried)
     own = next((one for one in tried if same_threshold(one, today) and not one.diverged), None) if today else None
     short = (
-        f"Of {count(len(_apart(tried)), 'threshold')} tried, each over {count(tried[0].steps, 'step')}, none is chosen: "
-        f"that is too short; a larger --budget has room for {FIRST}."
+        f"Of {count(len(_apart(tried)), 'threshold')} tried over {count(tried[0].steps, 'step')} none is proven: too few; "
+        f"a larger --budget has room for {FIRST}."
     )
     answer = f"The {number(today or 0.0)} in use today held there: keep it." if own else plain.reason
     took = _as_tried(own) | {"max_norm": today} if own else {}
@@ -188,7 +188,8 @@ def _verified(run: Run, plain: Recommendation, tried: tuple[Candidate, ...]) -> 
     over = f"over {count(best.steps, 'trial step')}{stands}" if best.steps else "on its trial"
     if best.max_norm is None or not (best.clipped_fraction or _needed(tried)):
         lower = f"none ended at a clearly lower loss than not clipping: {number(best.loss or 0.0)} {over}"
-        reason = f"Of {amount} tried, {lower}."
+        alone = f"Not clipping alone was tried: loss {number(best.loss or 0.0)} {over}."
+        reason = f"Of {amount} tried, {lower}." if _apart(tried) else alone
         off = dataclasses.replace(plain, **_OFF, verified=True, reason=reason, candidates=tried)
         return _kept(off, best, today) or off
     percentile = f"the {_ordinal(plain.thresholds[0].percentile)} percentile, {number(plain.thresholds[0].max_norm)}"

@@ -13,8 +13,8 @@ from gradscope.report.facts import in_use
 from gradscope.report.model import Remedy, Report
 from gradscope.runs.run import Run
 
-SATURATED = "GS401"
-"""The rule that tells that nearly every step is clipped."""
+SATURATED, PILED_UP = "GS401", "GS412"
+"""The rules that tell that nearly every step is clipped, and that gradients of several steps pile up."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ def by_degrees(report: Report) -> float | None:
 def pastes(report: Report) -> list[Paste]:
     """The lines that clip, for every framework, the one that trained or recorded the run first; nothing without a
     recommendation, where clipping was tried as a remedy and did not hold, where something else held and it does not help, or
-    where the threshold rests on steps that explode. One that is to be raised by degrees is twice the one in use.
+    where the threshold rests on steps that explode or whose gradients pile up. One that is to be raised by degrees is twice
+    the one in use.
     """
     recommendation = report.recommendation
     if recommendation is None or clip_fails(report) or (cure(report) and recommendation.max_norm is None):
         return []
-    if unreliable(report):
+    if unreliable(report) or report.found(PILED_UP):
         return []
     if today := by_degrees(report):
         recommendation = dataclasses.replace(recommendation, max_norm=2 * today)

@@ -141,7 +141,7 @@ def test_trials_cut_short_by_the_budget_choose_nothing(tmp_path, today, limit):
     found = recommend(make_run(tmp_path, NORMS, trials=trials, plan=Plan(total_steps=1000, max_norm=today)))
     assert found.max_norm == pytest.approx(limit)
     assert not found.verified
-    assert "Of 1 threshold tried, each over 20 steps, none is chosen" in found.reason
+    assert "Of 1 threshold tried over 20 steps none is proven: too few" in found.reason
     assert ("in use today held there: keep it" in found.reason) == (today == limit)
     assert not any(one.chosen for one in found.candidates)
 

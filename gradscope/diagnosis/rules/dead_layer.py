@@ -52,7 +52,8 @@ def check(run: Run) -> Iterator[Finding]:
     columns = [i for layer in dead for i in layer.parameters]
     alive = (rows[(run.norms[rows][:, columns] > 0).any(axis=1)] for rows in reversed([*run.blocks(clean)]))
     lived = next((rows[-1] for rows in alive if len(rows)), None)
-    since = "in every step" if lived is None else f"from step {run.step[lived] + 1} on"
+    began = int(run.step[0] if lived is None else run.step[lived] + 1)
+    since = "in every step" if lived is None else f"from step {began} on"
     last, others = dead[-1].name or ROOT, [layer.name or ROOT for layer in dead[-2::-1]]
     named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} before them" if len(others) > NAMED else "")
     so_do = f"; so {'does' if len(others) == 1 else 'do'} {named}" if others else ""
@@ -63,7 +64,7 @@ def check(run: Run) -> Iterator[Finding]:
         f"{last} gets a gradient of exactly 0 {since}, of {count(len(run.step), 'recorded step')}{so_do}.",
         f"Look at what follows {last}. {NEVER if lived is None else DIED}",
         subject=dead[-1].name,
-        steps=(int(run.step[late[0]]), int(run.step[late[-1]])),
+        steps=(began, int(run.step[late[-1]])),
         value=len(dead),
         limit=0.0,
         unit="layers",

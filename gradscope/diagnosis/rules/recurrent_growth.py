@@ -57,7 +57,8 @@ DEFAULTS = Settings()
 class TimeProfile:
     """How the gradient changes going back through time: `rate` is the slope of its log a time step, with its interval.
 
-    `sigma`: the median σmax(W_hh)·max σ′ over the sampled steps; NaN where there is no such matrix.
+    `steps`: the sampled steps it was measured on. `sigma`: the median σmax(W_hh)·max σ′ on these; NaN where there is no such
+    matrix.
     """
 
     layer: str
@@ -65,7 +66,7 @@ class TimeProfile:
     low: float
     high: float
     length: int
-    sampled: int
+    steps: tuple[int, ...]
     nonfinite: int
     sigma: float = math.nan
 
@@ -101,7 +102,12 @@ def time_profiles(run: Run, least: int = DEFAULTS.least) -> list[TimeProfile]:
     rows = run.probes.select(PROBE)
     sigmas = run.probes.select(SIGMA)
     found = (_profile(layer, rows, least) for layer in dict.fromkeys(rows.subject.tolist()))
-    return [replace(one, sigma=median(sigmas.value[sigmas.subject == one.layer])) for one in found if one]
+    return [replace(one, sigma=_sigma_of(one, sigmas)) for one in found if one]
+
+
+def _sigma_of(profile: TimeProfile, sigmas: ProbeTable) -> float:
+    same = np.isin(sigmas.step, profile.steps) & (sigmas.subject == profile.layer)
+    return median(sigmas.value[same])
 
 
 def _profile(layer: str, rows: ProbeTable, least: int) -> TimeProfile | None:
@@ -109,7 +115,7 @@ def _profile(layer: str, rows: ProbeTable, least: int) -> TimeProfile | None:
     good = own & np.isfinite(rows.value) & (rows.value > 0)
     distances: list[Floats] = []
     logs: list[Floats] = []
-    length = 0
+    length, steps = 0, []
     for step in np.unique(rows.step[own]):
         end = int(rows.index[own & (rows.step == step)].max())
         chosen = good & (rows.step == step)
@@ -119,17 +125,18 @@ def _profile(layer: str, rows: ProbeTable, least: int) -> TimeProfile | None:
         x, y = (end - rows.index[chosen][place]).astype(float), np.log(rows.value[chosen][place])
         distances.append(x - x.mean())
         logs.append(y - y.mean())
+        steps.append(int(step))
         length = max(length, end)
     if not distances:
         return None
     rate, error = common_slope(distances, logs)
     nonfinite = int((own & ~np.isfinite(rows.value)).sum())
-    return TimeProfile(layer, rate, rate - 1.96 * error, rate + 1.96 * error, length, len(logs), nonfinite)
+    return TimeProfile(layer, rate, rate - 1.96 * error, rate + 1.96 * error, length, tuple(steps), nonfinite)
 
 
 def _over(profile: TimeProfile) -> str:
     lost = f", {count(profile.nonfinite, 'value')} of it nonfinite" if profile.nonfinite else ""
-    return f"over {count(profile.length, 'time step')} (measured on {count(profile.sampled, 'training step')}{lost})"
+    return f"over {count(profile.length, 'time step')} (measured on {count(len(profile.steps), 'training step')}{lost})"
 
 
 def _interval(profile: TimeProfile) -> str:

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.model import Finding, Rule
-from gradscope.diagnosis.series import count, finding, number, percent, pre_clip_norms
+from gradscope.diagnosis.series import Indexes, count, finding, number, percent, pre_clip_norms
 from gradscope.diagnosis.spikes import FACTOR, LEAST, spikes_of
-from gradscope.runs.run import Run
+from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS203", "spike"
 
@@ -36,7 +36,8 @@ CODE, NAME = "GS203", "spike"
 def check(run: Run) -> Iterator[Finding]:
     """One finding for all spikes, telling of the largest."""
     steps, norms = pre_clip_norms(run, LEAST + 1)
-    spikes = spikes_of(steps, norms)
+    calm = len(steps) - _on_the_way_up(run, steps, norms)
+    spikes = spikes_of(steps[:calm], norms[:calm])
     if not len(spikes.steps):
         return
     peak = spikes.largest
@@ -58,6 +59,14 @@ def check(run: Run) -> Iterator[Finding]:
         limit=FACTOR,
         unit="times the median before",
     )
+
+
+def _on_the_way_up(run: Run, steps: Indexes, norms: Floats) -> int:
+    """How many of the last finite norms are far above and lead to where it is nonfinite to the end: an explosion."""
+    if steps[-1] == run.step[-1]:
+        return 0
+    far = np.isin(steps, spikes_of(steps, norms).steps)
+    return int(np.argmin(far[::-1])) if not far.all() else 0
 
 
 def _leading(run: Run, step: int) -> tuple[str | None, float]:

@@ -141,3 +141,11 @@ def test_a_spike_still_stands_out_after_the_window_of_fifty(tmp_path):
     norms[170] = 90
     (finding,) = spike.check(make_run(tmp_path, norms))
     assert finding.first_step == 170
+
+
+def test_the_last_steps_before_it_is_nonfinite_to_the_end_are_an_explosion_and_no_spike(tmp_path):
+    norms = np.r_[SMOOTH, 50.0, 400.0, 1e5, NAN, NAN]
+    assert list(spike.check(make_run(tmp_path, norms))) == []
+    norms[20] = 70.0
+    (finding,) = spike.check(make_run(tmp_path, norms))
+    assert (finding.first_step, finding.last_step) == (20, 20)
