@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradscope.capture.describe import describe_optimizer
 from gradscope.capture.later import Number, gathered
 from gradscope.capture.offender import Broken, Origin, origin_at, say_what_went_first
 from gradscope.capture.recorder import Reading, Recorder, learning_rates
@@ -69,6 +70,7 @@ class Track:
         used = {id(p) for one in self.optimizers for p in held(one)}
         self._spare = [place for key, place in self.parameters.items() if key not in used]
         self._say_which_are_trained()
+        self._say_what_it_holds(optimizer)
 
     def _say_which_are_trained(self) -> None:
         known = self.recorder.header.parameters
@@ -76,6 +78,16 @@ class Track:
         if trained != [parameter.trainable for parameter in known]:
             changed = tuple(dataclasses.replace(p, trainable=now) for p, now in zip(known, trained, strict=True))
             self.recorder.update_header(parameters=changed)
+
+    def _say_what_it_holds(self, optimizer: torch.optim.Optimizer) -> None:
+        """Groups with parameters that none held before, as where a part is trained from later on."""
+        known, more = self.recorder.header.optimizer, describe_optimizer([optimizer], self.parameters)
+        if known is None or more is None:
+            return
+        before = {place for group in known.groups for place in group.parameters}
+        new = tuple(group for group in more.groups if not before.issuperset(group.parameters))
+        if new:
+            self.recorder.update_header(optimizer=dataclasses.replace(known, groups=(*known.groups, *new)))
 
     def replace(self, swaps: dict[int, torch.Tensor]) -> None:
         """Parameters, by their ids, gave their places to others."""

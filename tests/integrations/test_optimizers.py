@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradscope.diagnosis.diagnose import diagnose
 from tests.integrations.scripts import Done, record
 
 
@@ -468,3 +469,27 @@ def test_a_layer_in_the_middle_that_is_replaced_in_its_group(tmp_path: Path) -> 
     )
     done = record(tmp_path, body)
     np.testing.assert_allclose(done.run.global_norm, done.seen["norms"], rtol=1e-6)
+
+
+def test_what_another_optimizer_trains_from_later_on_is_in_one(tmp_path: Path) -> None:
+    body = """
+    first, last = model[0], model[2]
+    first.requires_grad_(False)
+    opt = torch.optim.SGD(last.parameters(), lr=0.05)
+    for i in range(8):
+        if i == 4:
+            first.requires_grad_(True)
+            opt = torch.optim.SGD(model.parameters(), lr=0.02)
+        opt.zero_grad()
+        loss = loss_of(model, i)
+        loss.backward()
+        seen["norms"].append(norm_of(model))
+        opt.step()
+    """
+    done = record(tmp_path, body)
+    (run,) = done.runs
+    np.testing.assert_allclose(run.global_norm, done.seen["norms"], rtol=1e-6)
+    assert run.header.optimizer is not None
+    held = {place for group in run.header.optimizer.groups for place in group.parameters}
+    assert held == set(range(len(run.header.parameters)))
+    assert "GS306" not in {finding.code for finding in diagnose(run).findings}
