@@ -25,6 +25,7 @@ from gradscope.capture.trials import (
     run_trial,
     scaled_group,
     scaled_layer,
+    set_to,
     standardised,
 )
 from gradscope.diagnosis.series import count
@@ -192,6 +193,8 @@ def _play(session: Session, trial: Trial) -> None:
         change = both(change, scaled_layer(trial.layer, trial.layer_scale))
     if trial.group is not None:
         change = both(change, scaled_group(trial.group, trial.group_scale))
+    if trial.settings:
+        change = both(change, set_to(trial.settings))
     for what in trial.standardised:
         change = both(change, standardised(what))
     if trial.perturbed:

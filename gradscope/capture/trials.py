@@ -45,13 +45,14 @@ class Change:
     """What a trial changes besides its learning-rate factor and threshold.
 
     `prepare` is called on the workload after it was put back to the trial's start. `lr_scale(index)` is a further factor on
-    the learning rate at a step of the plan; `group_scales`, further factors on single parameter groups. `during` is open
-    while its steps are taken.
+    the learning rate at a step of the plan; `group_scales`, further factors on single parameter groups; `settings` replace
+    those of every group that has them. `during` is open while its steps are taken.
     """
 
     prepare: Callable[[Workload], None] | None = None
     lr_scale: Callable[[int], float] | None = None
     group_scales: Mapping[int, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     during: Callable[[Workload], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
@@ -154,15 +155,16 @@ class _Play:
 
     def _step(self, index: int, batch: int) -> float:
         factor = self.trial.lr_factor * (self.change.lr_scale(index) if self.change.lr_scale else 1.0)
-        _set_rates(self.workload, self.rates.at(index), factor, self.change.group_scales)
+        _set_rates(self.workload, self.rates.at(index), factor, self.change)
         return step_once(self.workload, batch, self.child, max_norm=self.trial.max_norm, trial=True)
 
 
-def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, scales: Mapping[int, float]) -> None:
+def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, change: Change) -> None:
     groups: list[dict[str, Any]] = [group for one in workload.optimizers for group in one.param_groups]
     for i, (group, values) in enumerate(zip(groups, planned, strict=False)):
         group.update({key: value for key, value in values.items() if key != "lr"})
-        rate = values["lr"] * factor * scales.get(i, 1.0)
+        group.update({key: value for key, value in change.settings.items() if key in group})
+        rate = values["lr"] * factor * change.group_scales.get(i, 1.0)
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:
@@ -214,6 +216,11 @@ def scaled_group(group: int, factor: float) -> Change:
     return Change(group_scales={group: factor})
 
 
+def set_to(settings: Mapping[str, Any]) -> Change:
+    """Other settings of the optimizer, as `{"betas": [0.9, 0.999]}`."""
+    return Change(settings={key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+
+
 def standardised(what: str) -> Change:
     """The data with mean 0 and variance 1 in each feature: of what enters a layer, or of the `TARGETS`."""
     return Change(during=standard_targets if what == TARGETS else partial(standard_inputs, layer=what))
@@ -242,4 +249,5 @@ def both(one: Change, other: Change) -> Change:
                 opened.enter_context(change.during(workload))
             yield
 
-    return Change(prepare, lr_scale, {**one.group_scales, **other.group_scales}, during)
+    scales, settings = {**one.group_scales, **other.group_scales}, {**one.settings, **other.settings}
+    return Change(prepare, lr_scale, scales, settings, during)

@@ -20,6 +20,7 @@ from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlea
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, in_other_orders, recommended, reference, stretch
+from gradscope.diagnosis.settings import odd_settings
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data, is_nonfinite
 from gradscope.recommendation.candidates import DIVERGED, blew_up, candidates, final_loss
@@ -85,7 +86,7 @@ def _single(run: Run) -> list[Trial]:
 
     rates = run.header.optimizer.groups if run.header.optimizer else ()
     peak = max((rate for row in run.header.plan.lr for rate in row), default=rates[0].lr if rates else 0.0)
-    wanted = [standard] if (standard := _standardised(run)) else []
+    wanted = [one for one in (_standardised(run), _usual_settings(run)) if one]
     wanted += [
         remedy(
             f"lr-{factor:g}",
@@ -137,6 +138,18 @@ def _standardised(run: Run) -> Trial | None:
             lines.append(_standard_line("Y", "0", "targets; outputs × that std + that mean are of the old scale"))
     note = "\n".join([f"{' and '.join(of.values())} with mean 0 and variance 1", *lines])
     return Trial("remedy", "data", start="initial", note=note, standardised=tuple(of))
+
+
+def _usual_settings(run: Run) -> Trial | None:
+    """The optimizer with the usual value of every setting that is far from it."""
+    usual = {one.key: one.usual for one in odd_settings(run)}
+    if not usual:
+        return None
+    told = " and ".join(f"{key} {value}" for key, value in usual.items())
+    given = ", ".join(f"{key}={value}" for key, value in usual.items())
+    note = f"{told}\n[group.update({given}) for group in optimizer.param_groups]  # or where you make the optimizer"
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in usual.items()}
+    return Trial("remedy", "settings", start="initial", note=note, settings=kept)
 
 
 def _standard_line(name: str, over: str, what: str) -> str:
@@ -237,7 +250,17 @@ def _pair(run: Run, tried: dict[str, Run]) -> Trial | None:
 def _joined(one: Trial, other: Trial) -> Trial:
     changes, pastes = zip(*(trial.note.split("\n", 1) for trial in (one, other)), strict=True)
     plain = Trial("remedy", "", note="")
-    fields = ("lr_factor", "warm_up", "layer", "layer_scale", "group", "group_scale", "max_norm", "standardised")
+    fields = (
+        "lr_factor",
+        "warm_up",
+        "layer",
+        "layer_scale",
+        "group",
+        "group_scale",
+        "max_norm",
+        "standardised",
+        "settings",
+    )
     taken = {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(plain, name)}
     note = " and ".join(changes) + "\n" + "\n".join(pastes)
     return replace(one, name=f"{one.name}+{other.name}", note=note, **taken)

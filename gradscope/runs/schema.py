@@ -120,7 +120,8 @@ class Trial:
     remedy, its further lines are what to paste. Parameter group `group`, counted over all optimizers, has its rate ×
     `group_scale`. `perturbed`: the weights start × (1 + so much × normal noise), other noise for each `draw`.
     `shuffled`: above 0, its steps take their batches in another order, other for each number. `standardised`: each feature
-    has mean 0 and variance 1, of what enters these layers, and of the `TARGETS`.
+    has mean 0 and variance 1, of what enters these layers, and of the `TARGETS`. `settings` replace those of
+    every parameter group that has them.
     """
 
     kind: str
@@ -141,6 +142,7 @@ class Trial:
     perturbed: float = 0.0
     shuffled: int = 0
     standardised: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from gradscope.capture.trials import (
     run_trial,
     scaled_group,
     scaled_layer,
+    set_to,
 )
 from gradscope.runs.reader import load_run
 from gradscope.runs.run import Run
@@ -246,3 +247,17 @@ def test_batches_in_another_order_at_the_planned_rates(tmp_path: Path) -> None:
     assert other != asked
     assert other != third
     assert rates == same_rates
+
+
+def test_other_settings_are_those_of_a_training_with_them(tmp_path: Path) -> None:
+    def adam(**settings: Any) -> Any:
+        return lambda model: torch.optim.Adam(model.parameters(), lr=0.05, **settings)
+
+    trial = Trial("remedy", "settings", indexes=tuple(range(12)), settings={"betas": [0.9, 0.999], "momentum": 0.9})
+    work = workload(optimizers=adam(betas=(0.5, 0.6)))
+    _, child = play(work, trial, tmp_path / "tried", change=set_to(trial.settings))
+    _, plain = play(workload(optimizers=adam()), Trial("remedy", "x", indexes=trial.indexes), tmp_path / "plain")
+    assert child.loss.tolist() == plain.loss.tolist()
+    group = work.optimizers[0].param_groups[0]
+    assert group["betas"] == (0.5, 0.6)
+    assert "momentum" not in group

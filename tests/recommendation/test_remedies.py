@@ -340,3 +340,14 @@ def test_a_remedy_that_blew_up_on_its_way_did_not_hold(tmp_path):
     for losses, held in ((calm, True), (back, False)):
         (found,) = remedies(exploding(tmp_path, [(tried, np.array(losses))]))
         assert found.held is held
+
+
+def test_usual_settings_are_tried_in_place_of_odd_ones(tmp_path):
+    optimizer = Optimizer("Adam", (Group(0.1, (0, 1, 2)),), {"betas": [0.95, 0.5], "eps": 1e-15})
+    remedy = by_name(next_remedies(exploding(tmp_path, optimizer=optimizer)))["settings"]
+    assert remedy.settings == {"betas": [0.9, 0.999], "eps": 1e-8}
+    first, line = remedy.note.split("\n")
+    assert first == "betas (0.9, 0.999) and eps 1e-08"
+    made = torch.optim.Adam([torch.zeros(1)], betas=(0.95, 0.5), eps=1e-15)
+    exec(line, {"optimizer": made})
+    assert (made.param_groups[0]["betas"], made.param_groups[0]["eps"]) == ((0.9, 0.999), 1e-8)
