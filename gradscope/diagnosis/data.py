@@ -69,8 +69,13 @@ def harmful(run: Run) -> bool:
 
 def compares_by_distance(run: Run) -> bool:
     """Whether the loss is one of `DISTANCES`."""
+    return loss_named(run) in DISTANCES
+
+
+def loss_named(run: Run) -> str:
+    """The name of an analyzed run's loss, as `MSELoss` or `mse_loss`; "" where there is none."""
     loss = next((piece.value for piece in run.header.pieces if piece.piece == "loss"), "")
-    return loss.split("(")[0].split(" ")[0] in DISTANCES
+    return loss.split("(")[0].split(" ")[0]
 
 
 def _odd(size: float) -> bool:

@@ -15,9 +15,9 @@ from tests.capture.small_workloads import Fixed, workload
 from tests.capture.test_gains import Collected
 
 
-def counted(batch: Any, criterion: Any, outputs: int = 5) -> Any:
+def counted(batch: Any, criterion: Any, *behind: nn.Module) -> Any:
     step = CriterionStep(criterion)
-    work = workload(model=nn.Linear(3, outputs), batches=Fixed(lambda _: batch), training_step=step)
+    work = workload(model=nn.Sequential(nn.Linear(3, 5), *behind), batches=Fixed(lambda _: batch), training_step=step)
     probe, seen = LabelProbe(work), Collected()
     for at in range(2):
         probe.begin(at)
@@ -29,7 +29,17 @@ def counted(batch: Any, criterion: Any, outputs: int = 5) -> Any:
 
 def test_samples_of_each_class() -> None:
     rows = counted((torch.randn(6, 3), torch.tensor([4, 0, 4, 4, 1, 0])), F.cross_entropy)
-    assert rows == {"labels": {"0": 2, "1": 1, "4": 3}, "classes": {"(root)": 5}}
+    assert rows == {
+        "labels": {"0": 2, "1": 1, "4": 3},
+        "classes": {"(root)": 5},
+        "probabilities": {"(root)": 0.0},
+    }
+
+
+@pytest.mark.parametrize(("behind", "share"), [(nn.Softmax(1), 1.0), (nn.LogSoftmax(1), 0.0), (nn.Sigmoid(), 0.0)])
+def test_outputs_that_are_probabilities(behind: nn.Module, share: float) -> None:
+    rows = counted((torch.randn(6, 3), torch.tensor([4, 0, 4, 4, 1, 0])), F.cross_entropy, behind)
+    assert rows["probabilities"] == {"(root)": share}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_a_healthy_run_has_no_findings_and_says_which_rules_could_not_run(tmp_pa
         "GS304",
         "GS307",
         "GS308",
+        "GS309",
         "GS401",
         "GS402",
     }
