@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from gradscope.errors import UsageError
+from gradscope.recommendation.changes import CLIP
 from gradscope.recommendation.model import Recommendation
-from gradscope.recommendation.remedies import CLIP, WHOLE
+from gradscope.recommendation.remedies import WHOLE
 from gradscope.recommendation.snippets import FORMS, snippet_for
 from gradscope.report.facts import in_use
 from gradscope.report.model import Remedy, Report
