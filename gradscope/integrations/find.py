@@ -40,6 +40,14 @@ def models_of(parameters: Sequence[torch.Tensor], elsewhere: Iterable[int] = ())
     return found
 
 
+def variable_of(models: Iterable[nn.Module]) -> str:
+    """The variable of the script that holds the first of these models; "" where none does, or several do."""
+    model = next(iter(models), None)
+    script = vars(sys.modules["__main__"])
+    names = [name for name, value in script.items() if value is model and not name.startswith("_")]
+    return names[0] if model is not None and len(names) == 1 else ""
+
+
 def in_shards(models: Iterable[nn.Module]) -> bool:
     """Whether FullyShardedDataParallel keeps the gradients of some module in parts, each in another process."""
     found = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")

@@ -17,7 +17,7 @@ import torch
 from gradscope.capture.distributed import rank, world_size
 from gradscope.capture.later import Number, soon
 from gradscope.capture.recorder import Recorder
-from gradscope.integrations.find import forward_order, in_order, in_shards, models_of, trainer
+from gradscope.integrations.find import forward_order, in_order, in_shards, models_of, trainer, variable_of
 from gradscope.integrations.guard import AT_ONCE, CannotRecordError, Threads, guarded
 from gradscope.integrations.holdings import ByHand, Registry, held, mark_of
 from gradscope.integrations.objective import Loss, Objective
@@ -313,13 +313,14 @@ class Session:
         elsewhere = {id(p) for one in self._optimizers if one not in chosen for p in held(one)}
         holders: Any = chosen or [ByHand(parameters)]
         models = models_of(parameters, elsewhere)
+        name = self._name(variable_of(models.values()) if elsewhere else "")
         if in_shards(models.values()):
             raise CannotRecordError(IN_SHARDS)
         recorder = Recorder(
             models,
             holders,
-            directory=self._new_directory(),
-            header=dataclasses.replace(self.header, name=self._name(), framework=trainer(), world_size=world_size()),
+            directory=new_run_directory(name, self.root) if rank() == 0 else None,
+            header=dataclasses.replace(self.header, name=name, framework=trainer(), world_size=world_size()),
             every=self.every,
             max_rows=self.max_rows,
         )
@@ -422,10 +423,7 @@ class Session:
         for key in track.parameters:
             self._by_parameter.pop(key, None)
 
-    def _new_directory(self) -> Path | None:
-        if rank() != 0:
-            return None
-        return new_run_directory(self._name(), self.root)
-
-    def _name(self) -> str:
-        return self.header.name if not self.runs else f"{self.header.name}-{len(self.runs) + 1}"
+    def _name(self, variable: str) -> str:
+        """The script's; of adversaries with the variable that holds the model, of several trainings numbered."""
+        ending = variable or (str(len(self.runs) + 1) if self.runs else "")
+        return f"{self.header.name}-{ending}" if ending else self.header.name

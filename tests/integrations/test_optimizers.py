@@ -233,7 +233,7 @@ def test_adversaries_that_begin_with_the_one_whose_gradients_reach_both(clip: st
     np.testing.assert_allclose(judge.global_norm, done.seen["judge"], rtol=1e-6)
     np.testing.assert_allclose(judge.loss, done.seen["judged"], rtol=1e-6)
     names = sorted(path.name.split("-", 1)[1][:-5] for path in (tmp_path / ".gradscope" / "runs").iterdir())
-    assert names == ["train", "train-2"]
+    assert names == ["train-judge", "train-model"]
 
 
 STEPS = """
