@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,8 +146,10 @@ def kept_on_interrupt(session: Session) -> Iterator[None]:
 
 def stages(session: Session, name: str, planner: Planner, share: float) -> None:
     """Run what the planner asks for, read everything back, ask again."""
+    known: Mapping[str, Run] = {}
     while True:
-        run = load_run(session.directory)
+        run = load_run(session.directory, known)
+        known = run.trials
         session.step_s = float(np.percentile(np.diff(run.elapsed_s), 50)) if len(run.step) > 1 else 0.0
         trials = [t for t in planner(run, session.allowed(share)) if t.name not in run.trials]
         _note_left_out(session, name, planner(run, float("inf")), trials, share)

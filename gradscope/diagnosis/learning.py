@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, unscaled_norms
 from gradscope.diagnosis.window import at_planned_rate, is_nonfinite, of_the_plan
-from gradscope.runs.run import Floats, Run
+from gradscope.runs.run import Floats, Run, once
 
 SHARE, NONE = 0.03, 0.005
 """What it must learn: a share of the loss. Below `NONE` own targets do no better than others'."""
@@ -114,6 +114,7 @@ def at_chance(run: Run) -> Lower | None:
     return found if found.less_than(SHARE) and found.share < max(2 * found.error, NONE) else None
 
 
+@once
 def nothing_learned(run: Run) -> Lower | None:
     """Over 400 rehearsed steps or all that are left of the plan: `at_chance` with a loss that never fell, or ends no lower
     than the very first; or one that never fell, where targets are known and own ones do not surely better.
@@ -142,6 +143,7 @@ def _never_fell(losses: Floats) -> bool:
     return len(losses) >= STILL and fall(losses, STILL).less_than(SHARE)
 
 
+@once
 def unlearned(run: Run) -> Collapse | None:
     """The collapse of a training of one optimizer, over 100 steps at least; a game of several may end where it began."""
     optimizer, losses = run.header.optimizer, losses_of(run)

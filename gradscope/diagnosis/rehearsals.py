@@ -16,7 +16,7 @@ from gradscope.diagnosis.window import (
     late_loss,
     stable_prefix,
 )
-from gradscope.runs.run import Run
+from gradscope.runs.run import Run, once
 from gradscope.runs.schema import Plan, Trial
 
 REFERENCE = 20
@@ -72,6 +72,7 @@ class Rehearsed:
     perturbed: bool = False
 
 
+@once
 def reference(run: Run) -> Reference:
     """The scale that rehearsals of `run` are compared with."""
     losses = run.loss[np.isfinite(run.loss)]
@@ -109,6 +110,7 @@ def size(late: float, base: Reference) -> float:
     return -late * base.loss / base.depth if late < 0 < base.depth else abs(late)
 
 
+@once
 def bottomless(run: Run) -> bool:
     """Whether a loss of the run, or of a trial, falls far deeper below zero than it would have by going on as it began."""
     limit = -LOSS_FAILS * reference(run).depth

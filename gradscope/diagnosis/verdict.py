@@ -50,7 +50,7 @@ from gradscope.diagnosis.window import (
     what_to_do,
     with_its_targets,
 )
-from gradscope.runs.run import Run
+from gradscope.runs.run import Run, once
 
 NEXT = 20
 """Steps of an uncompressed rehearsal that still belong to the window."""
@@ -65,6 +65,7 @@ WHAT = {"replay": "replay of the worst batch", "candidate": "the whole plan from
 CANNOT_FORESEE = "recorded steps alone cannot foresee an explosion that comes later; rehearsals can"
 
 
+@once
 def judge(run: Run) -> Verdict:
     """The verdict on a run from its recorded steps and its trials; it says what the other seeds of its analysis came to."""
     found, seeds = _of_this_seed(run), run.header.seeds

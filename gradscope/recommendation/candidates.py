@@ -17,7 +17,7 @@ from gradscope.diagnosis.series import MEDIAN_ERROR, deviation, level, median, u
 from gradscope.diagnosis.window import is_nonfinite
 from gradscope.recommendation.model import Candidate
 from gradscope.recommendation.percentiles import clipped_fraction, mean_retained_step
-from gradscope.runs.run import Floats, Run
+from gradscope.runs.run import Floats, Run, once
 from gradscope.runs.schema import Trial
 
 LAST, LAST_SHARE = 20, 10
@@ -39,6 +39,7 @@ SAME = 1.02
 """Thresholds this close are one: the worst of their trials counts."""
 
 
+@once
 def candidates(run: Run) -> tuple[Candidate, ...]:
     """Every trial of kind "candidate" that came to its end, the longest and of those the best first.
 

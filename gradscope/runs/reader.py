@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ IN_MEMORY = 1 << 23
 """A file of so many bytes is read whole; of a larger one the wide columns stay on disk, and the file open."""
 
 
-def load_run(path: str | Path) -> Run:
-    """Read the run directory `path` with its trials.
+def load_run(path: str | Path, known: Mapping[str, Run] | None = None) -> Run:
+    """Read the run directory `path` with its trials; those of `known` that had ended are taken as they are.
 
     Raises:
         RunNotFoundError: there is no such directory.
@@ -40,8 +41,9 @@ def load_run(path: str | Path) -> Run:
     children = sorted((directory / files.TRIALS_DIR).glob(f"*/{files.HEADER_FILE}"))
     trials = {}
     for child in children:
+        before = known.get(child.parent.name) if known else None
         try:
-            trials[child.parent.name] = load_run(child.parent)
+            trials[child.parent.name] = before if before and before.ended else load_run(child.parent)
         except RunFormatError as error:
             notes.append(f"a trial was left out: {error}")
     return _run(directory, header, steps, matrices, probes, trials, tuple(notes))

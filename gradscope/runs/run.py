@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,23 @@ ROWS = (
     "peaks",
 )
 """The columns of a run that have one row a step."""
+
+
+T = TypeVar("T")
+
+
+def once(function: Callable[[Run], T]) -> Callable[[Run], T]:
+    """The same function, which computes its answer once for every run in memory."""
+    key = f"{function.__module__}.{function.__qualname__}"
+
+    @wraps(function)
+    def answer(run: Run) -> T:
+        if key not in run.__dict__:
+            run.__dict__[key] = function(run)
+        found: T = run.__dict__[key]
+        return found
+
+    return answer
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,11 @@ class Run:
     def id(self) -> str:
         """The name of its directory."""
         return self.path.name
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written to it."""
+        return self.header.ending.how != "recording"
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -16,7 +16,8 @@ from gradscope.report.renderers import renderer
 from gradscope.runs import files, reader, stream
 from gradscope.runs import run as run_module
 from gradscope.runs.reader import load_run, read_header
-from gradscope.runs.schema import SCHEMA_VERSION, Header, Optimizer, Trial, from_json, to_json
+from gradscope.runs.run import once
+from gradscope.runs.schema import SCHEMA_VERSION, Ending, Header, Optimizer, Trial, from_json, to_json
 from gradscope.runs.stream import StoredMatrix
 from gradscope.runs.writer import RunWriter
 from tests.builders import make_header, make_run
@@ -259,3 +260,29 @@ def test_losses_of_other_ranks_are_read_up_to_their_last_whole_record(tmp_path):
     assert again.ranks[10].step.tolist() == [0, 2]
     assert np.isnan(again.ranks[10].loss[1])
     assert load_run(make_run(tmp_path, [1.0]).path).ranks == {}
+
+
+def test_trials_that_had_ended_are_taken_as_they_are(tmp_path):
+    trials = {
+        "done": (Trial("candidate", "done"), np.ones(3), np.ones(3), Ending("finished", 3)),
+        "going": (Trial("candidate", "going"), np.ones(3), np.ones(3), Ending("recording")),
+    }
+    run = make_run(tmp_path, [1.0] * 5, trials=trials)
+    again = load_run(run.path, run.trials)
+    assert again.trials["done"] is run.trials["done"]
+    assert again.trials["going"] is not run.trials["going"]
+    assert again.trials["going"].loss.tolist() == [1.0] * 3
+
+
+def test_what_is_asked_once_is_kept_with_its_run(tmp_path):
+    asked = []
+
+    @once
+    def steps(run):
+        asked.append(run)
+        return len(run.step)
+
+    one, other = (make_run(tmp_path, [1.0] * count) for count in (5, 7))
+    assert [steps(one), steps(other), steps(one)] == [5, 7, 5]
+    assert [run.path for run in asked] == [one.path, other.path]
+    assert steps(dataclasses.replace(one, step=one.step[:2])) == 2
