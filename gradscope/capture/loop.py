@@ -118,7 +118,7 @@ def _probed(
         with eagerly(workload.model) if probes else nullcontext():
             return step_once(workload, index, recorder, max_norm=max_norm)
     finally:
-        for probe in begun:
+        for probe in reversed(begun):
             probe.end(row, emit)
 
 
