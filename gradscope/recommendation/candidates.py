@@ -46,7 +46,8 @@ def candidates(run: Run) -> tuple[Candidate, ...]:
     The longest trials decide: the one with the lowest median of its last |loss| is chosen, the worst where a threshold was
     tried again; no clipping where that is as good, or not surely worse on the same batches; among equals, the largest
     threshold. No clipping alone, tried longer before the time was up, decides nothing. Where the plan in full fails without
-    clipping, what did not clip is not chosen; where it holds, nor is a threshold between two that diverged.
+    clipping, what did not clip is not chosen; where it holds, nor is a threshold between two that diverged; nor is what
+    diverged, or ended far higher, with its batches in another order.
     """
     held = max((abs(one.loss) for one in rehearsed_in_full(run) if not one.failed), default=0.0)
     tried = [_candidate(run, name, trial, held) for name, trial in finished(run).items()]

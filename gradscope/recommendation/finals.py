@@ -59,7 +59,7 @@ def repeat(tried: list[Candidate]) -> Asked:
 
 
 def reorder(tried: list[Candidate]) -> Asked:
-    """The winner that held in another order of the batches, three times; no clipping only where anything diverged."""
+    """The winner in another order of the batches, until it broke or held in three; no clipping where anything diverged."""
     best, done = _winner(tried), _count(tried, SHUFFLED)
     if not any(one.chosen and not one.diverged for one in tried):
         return {}
