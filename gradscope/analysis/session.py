@@ -17,17 +17,7 @@ from gradscope.capture.recorder import Recorder
 from gradscope.capture.samples import run_samples
 from gradscope.capture.snapshot import CannotSnapshotError, Snapshot, take
 from gradscope.capture.sweep import run_sweep
-from gradscope.capture.trials import (
-    UNCHANGED,
-    both,
-    longer_warmup,
-    perturbed,
-    run_trial,
-    scaled_group,
-    scaled_layer,
-    set_to,
-    standardised,
-)
+from gradscope.capture.trials import change_of, run_trial
 from gradscope.diagnosis.series import count
 from gradscope.runs.files import TRIALS_DIR
 from gradscope.runs.reader import load_run
@@ -190,15 +180,4 @@ def _play(session: Session, trial: Trial) -> None:
         if run_samples(*where, on_step=session.watcher.step, deadline=deadline).how == "interrupted":
             session.note(f"The batch of step {trial.indexes[0]} was not looked at sample by sample, for the budget.")
         return
-    change = longer_warmup(trial.warm_up) if trial.warm_up else UNCHANGED
-    if trial.layer:
-        change = both(change, scaled_layer(trial.layer, trial.layer_scale))
-    if trial.group is not None:
-        change = both(change, scaled_group(trial.group, trial.group_scale))
-    if trial.settings:
-        change = both(change, set_to(trial.settings))
-    for what in trial.standardised:
-        change = both(change, standardised(what))
-    if trial.perturbed:
-        change = both(change, perturbed(trial.perturbed, trial.draw))
-    run_trial(*where, change=change, on_step=session.watcher.step, deadline=session.ends_at)
+    run_trial(*where, change=change_of(trial), on_step=session.watcher.step, deadline=session.ends_at)

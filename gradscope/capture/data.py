@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscope.capture.describe import layer_modules
+from gradscope.capture.describe import has_matrix, layer_modules
 from gradscope.capture.gains import eagerly
 from gradscope.capture.magnitude import rms
 from gradscope.capture.probes import Emit
@@ -58,7 +58,7 @@ class DataProbe:
         self._hooks = ExitStack()
         self._hooks.enter_context(comparing(self._workload, self._look_at_both))
         for name, module in layer_modules(self._workload.model).items():
-            if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+            if has_matrix(module):
                 self._hooks.enter_context(_before(module, self._looks_at(name)))
 
     def end(self, step: int, emit: Emit) -> None:

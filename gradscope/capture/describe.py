@@ -65,6 +65,11 @@ def layer_modules(model: Models) -> dict[str, nn.Module]:
     return layers
 
 
+def has_matrix(module: nn.Module) -> bool:
+    """Whether it owns a parameter of two or more dimensions."""
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
 def clean_name(path: str) -> str:
     """A dotted path without the parts that wrappers add."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscope.capture.describe import layer_modules
+from gradscope.capture.describe import has_matrix, layer_modules
 from gradscope.capture.graph import Edge, Node, edge_of, only_source, uses
 from gradscope.capture.initial import Measured, initial_scales
 from gradscope.capture.magnitude import float_tensors, l2, rms, root_mean_square
@@ -128,8 +128,8 @@ class _Tape:
 
     def pass_on(self, module: nn.Module, out: torch.Tensor, *, follows: bool) -> None:
         """Note whether `out` comes from a norm that `follows` no single layer, if the module is one to say so."""
-        if _is_norm(module) or _has_matrix(module):
-            self.normed[out.grad_fn] = not (follows or _has_matrix(module))
+        if _is_norm(module) or has_matrix(module):
+            self.normed[out.grad_fn] = not (follows or has_matrix(module))
 
     def _is_last(self, tensor: torch.Tensor) -> bool:
         return tensor is self.last_tensor and not tensor.is_inference() and tensor._version == self.last_version
@@ -249,7 +249,7 @@ class _LayerHooks:
         self._entered.append(call)
         for tensor in inputs[:1]:
             call.in_rms, call.in_numel = self._tape.size(tensor), tensor.numel()
-            if _has_matrix(module):
+            if has_matrix(module):
                 call.fed_normalised = self._tape.normed_at(tensor)
                 self._tape.follow(tensor, call.in_numel, last=True)
         edges = [(tensor.shape, edge_of(tensor)) for tensor in inputs if tensor.requires_grad]
@@ -264,9 +264,7 @@ class _LayerHooks:
         call.out = self._tape.place(out)
         call.in_graph = out.requires_grad
         before = (
-            ()
-            if _has_matrix(module)
-            else self._tape.follow(out, call.in_numel, last=False, normalised=_is_norm(module))
+            () if has_matrix(module) else self._tape.follow(out, call.in_numel, last=False, normalised=_is_norm(module))
         )
         if out.requires_grad:
             self._tape.pass_on(module, out, follows=bool(before))
@@ -297,10 +295,6 @@ def _between(tape: _Tape) -> Callable[..., None]:
                 tape.chains[out.grad_fn] = reached
 
     return hook
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def _is_norm(module: nn.Module) -> bool:

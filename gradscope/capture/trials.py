@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -169,6 +169,22 @@ def _set_rates(workload: Workload, planned: Sequence[Group], factor: float, chan
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def change_of(trial: Trial) -> Change:
+    """Everything that a trial's header says it changes."""
+    changes = [standardised(what) for what in trial.standardised]
+    if trial.warm_up:
+        changes.append(longer_warmup(trial.warm_up))
+    if trial.layer:
+        changes.append(scaled_layer(trial.layer, trial.layer_scale))
+    if trial.group is not None:
+        changes.append(scaled_group(trial.group, trial.group_scale))
+    if trial.settings:
+        changes.append(set_to(trial.settings))
+    if trial.perturbed:
+        changes.append(perturbed(trial.perturbed, trial.draw))
+    return reduce(both, changes, UNCHANGED)
 
 
 def scaled_layer(layer: str, factor: float) -> Change:

@@ -37,7 +37,7 @@ def _row(path: Path) -> dict[str, Any]:
         header = read_header(path)
     except RunFormatError:
         return {"id": path.name, "path": str(path), "ended": "unreadable", "source": "", "created": ""}
-    how = "killed" if header.ending.how == "recording" and is_gone(header.pid) else header.ending.how
+    how = "killed" if not header.ending.known and is_gone(header.pid) else header.ending.how
     at = f" at step {header.ending.step}" if header.ending.step is not None else ""
     return {
         "id": path.name,

@@ -57,14 +57,14 @@ class Watcher:
         gone = is_gone(self._follower.header.pid)
         rows = self._follower.poll()
         ending = self._follower.header.ending
-        over = ending.how != "recording" or gone
+        over = ending.known or gone
         if rows is not None:
             self._norms.extend(rows.global_norm.tolist())
             emit(line(rows, self._layers(rows), self._norms), None)
         if rows is not None or over:
             self._judge(over)
         if over:
-            how = f"{ending.how} at step {ending.step}" if ending.how != "recording" else "its process is gone"
+            how = f"{ending.how} at step {ending.step}" if ending.known else "its process is gone"
             emit(f"the run is over: {how}{f' ({ending.message})' if ending.message else ''}", None)
         return over
 

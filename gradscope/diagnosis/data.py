@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnosis.learning import nothing_learned, unlearned
 from gradscope.diagnosis.series import number
-from gradscope.diagnosis.verdict import judge
 from gradscope.runs.run import Run
 from gradscope.runs.schema import ROOT
 
@@ -62,11 +60,6 @@ def odd_targets(run: Run) -> Data | None:
     return Data(float(target[0]), told)
 
 
-def harmful(run: Run) -> bool:
-    """Whether the training explodes, or will, loses what it learned or learns nothing."""
-    return judge(run).may_explode or bool(unlearned(run)) or bool(nothing_learned(run))
-
-
 def compares_by_distance(run: Run) -> bool:
     """Whether the loss is one of `DISTANCES`."""
     return loss_named(run) in DISTANCES
@@ -74,8 +67,8 @@ def compares_by_distance(run: Run) -> bool:
 
 def loss_named(run: Run) -> str:
     """The name of an analyzed run's loss, as `MSELoss` or `mse_loss`; "" where there is none."""
-    loss = next((piece.value for piece in run.header.pieces if piece.piece == "loss"), "")
-    return loss.split("(")[0].split(" ")[0]
+    loss = run.header.piece("loss")
+    return loss.value.split("(")[0].split(" ")[0] if loss else ""
 
 
 def _odd(size: float) -> bool:

@@ -136,7 +136,8 @@ def long_enough(run: Run, trial: Run, enough: int = ENOUGH) -> bool:
 
 
 def _opaque(run: Run) -> bool:
-    return any(one.piece == "loss" and one.value.endswith("training_step") for one in run.header.pieces)
+    loss = run.header.piece("loss")
+    return loss is not None and loss.value.endswith("training_step")
 
 
 def _never_fell(losses: Floats) -> bool:

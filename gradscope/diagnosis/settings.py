@@ -58,5 +58,4 @@ def unbounded(betas: Any) -> bool:
 
 def _rate(run: Run) -> float:
     """The highest learning rate of the plan, or of the recorded steps."""
-    planned = max((rate for row in run.header.plan.lr for rate in row), default=0.0)
-    return planned or max(0.0, float(highest_rates(run).max(initial=0.0)))
+    return run.header.plan.peak or max(0.0, float(highest_rates(run).max(initial=0.0)))

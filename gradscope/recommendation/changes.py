@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradscope.diagnosis.data import compares_by_distance, harmful, odd_inputs, odd_targets
+from gradscope.diagnosis.data import compares_by_distance, odd_inputs, odd_targets
 from gradscope.diagnosis.depth import FADED, GROWN, along_depth
 from gradscope.diagnosis.layers import rank_layers
 from gradscope.diagnosis.learning import nothing_learned, unlearned
 from gradscope.diagnosis.model import LayerRisk
 from gradscope.diagnosis.rehearsals import horizon
 from gradscope.diagnosis.settings import odd_settings
+from gradscope.diagnosis.severity import goes_wrong
 from gradscope.recommendation.candidates import candidates
 from gradscope.recommendation.snippets import snippet_for
 from gradscope.runs.run import Run
@@ -60,7 +61,7 @@ def _remedy(name: str, note: str, *paste: str, **change: object) -> Trial:
 def _data(run: Run) -> Iterator[Trial]:
     """Data of an odd size with mean 0 and variance 1 in each feature; as lines for data that is one array."""
     inputs, targets = odd_inputs(run), odd_targets(run) if compares_by_distance(run) else None
-    if not (inputs or targets) or not harmful(run):
+    if not (inputs or targets) or not goes_wrong(run):
         return
     of: dict[str, str] = {}
     lines = []
@@ -94,7 +95,8 @@ def _settings(run: Run) -> Iterator[Trial]:
 def _rates(run: Run) -> Iterator[Trial]:
     """Lower rates; a higher one too where nothing is learned."""
     groups = run.header.optimizer.groups if run.header.optimizer else ()
-    peak = max((rate for row in run.header.plan.lr for rate in row), default=groups[0].lr if groups else 0.0)
+    plan = run.header.plan
+    peak = plan.peak if plan.lr else groups[0].lr if groups else 0.0
     for factor in (*LOWER[1:], HIGHER) if nothing_learned(run) and not unlearned(run) else LOWER:
         paste = f"lr *= {factor:g}  # wherever you set it; its peak becomes {peak * factor:.4g}"
         yield _remedy(f"lr-{factor:g}", f"learning rate × {factor:g}", paste, lr_factor=factor)

@@ -51,7 +51,7 @@ def walk(tried: list[Candidate], top: float) -> Asked:
 
 def repeat(tried: list[Candidate]) -> Asked:
     """The winner a little lower, unless it was tried so already; three times at most."""
-    best, again = _winner(tried), _count(tried, AGAIN)
+    best, again = _winner(tried), sum(one.trial.startswith(AGAIN) for one in tried)
     in_order = [one for one in tried if not one.shuffled]
     if best is None or again >= REPEATS or sum(same_threshold(one, best) for one in in_order) > 1:
         return {}
@@ -60,17 +60,13 @@ def repeat(tried: list[Candidate]) -> Asked:
 
 def reorder(tried: list[Candidate]) -> Asked:
     """The winner in another order of the batches, until it broke or held in three; no clipping where anything diverged."""
-    best, done = _winner(tried), _count(tried, SHUFFLED)
+    best, done = _winner(tried), sum(one.shuffled for one in tried)
     if not any(one.chosen and not one.diverged for one in tried):
         return {}
     if (best is None and not any(one.diverged for one in tried)) or (best is not None and worn_out(tried)):
         return {}
     of_best = [one for one in tried if one.shuffled and same_threshold(one, best)]
     return {f"{SHUFFLED}{done + 1}": math.inf if best is None else best} if len(of_best) < ORDERS else {}
-
-
-def _count(tried: list[Candidate], name: str) -> int:
-    return sum(one.trial.startswith(name) for one in tried)
 
 
 def _winner(tried: list[Candidate]) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from gradscope.diagnosis.learning import SHARE, collapse, nothing_learned, unlearned, vanished, without_gradient
 from gradscope.diagnosis.plan import AFFORDED, even
 from gradscope.diagnosis.rehearsals import horizon, in_other_orders, recommended, reference, stretch
+from gradscope.diagnosis.severity import goes_wrong
 from gradscope.diagnosis.verdict import judge
 from gradscope.diagnosis.window import broken_data, is_nonfinite
 from gradscope.recommendation.candidates import DIVERGED, blew_up, final_loss
@@ -29,8 +30,7 @@ WHOLE, ENOUGH = "-whole", 3
 
 def next_remedies(run: Run, allowed: float = float("inf")) -> tuple[Trial, ...]:
     """The next trials of kind remedy within `allowed` training steps; empty when none is needed."""
-    lost = unlearned(run) or nothing_learned(run) or vanished(run) is not None
-    needed = lost or judge(run).may_explode
+    needed = goes_wrong(run) or vanished(run) is not None
     if not needed or allowed < LEAST or broken_data(run):
         return ()
     tried = {name: one for name, one in run.trials.items() if one.header.trial and one.header.trial.kind == "remedy"}

@@ -84,7 +84,7 @@ def _caveats(run: Run, diagnosis: Diagnosis, recommendation: Recommendation | No
         yield f"The threshold was not tried on a training: {_how_to_try(run)}."
     if header.ending.how == "finished" and header.ending.message:
         yield f"The recording ended at step {header.ending.step}: {header.ending.message}."
-    if header.ending.how == "recording":
+    if not header.ending.known:
         yield f"The run was not closed: killed, or still being recorded. {plural(len(run.step), 'step')} reached the disk."
     if header.ending.how in ("interrupted", "failed"):
         why = header.ending.message or (

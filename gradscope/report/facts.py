@@ -80,7 +80,7 @@ def _optimizer(report: Report) -> str:
 
 def _ending(report: Report) -> str:
     ending = report.run.header.ending
-    said = ending.how if ending.how != "recording" else "not closed: killed, or still recording"
+    said = ending.how if ending.known else "not closed: killed, or still recording"
     return f"{said}{f': {visible(ending.message)}' if ending.message else ''}"
 
 

@@ -43,7 +43,7 @@ def load_run(path: str | Path, known: Mapping[str, Run] | None = None) -> Run:
     for child in children:
         before = known.get(child.parent.name) if known else None
         try:
-            trials[child.parent.name] = before if before and before.ended else load_run(child.parent)
+            trials[child.parent.name] = before if before and before.header.ending.known else load_run(child.parent)
         except RunFormatError as error:
             notes.append(f"a trial was left out: {error}")
     return _run(directory, header, steps, matrices, probes, trials, tuple(notes))

@@ -127,11 +127,6 @@ class Run:
         """The name of its directory."""
         return self.path.name
 
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will be written to it."""
-        return self.header.ending.how != "recording"
-
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The modules that own parameters, in forward order."""

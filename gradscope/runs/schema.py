@@ -93,6 +93,11 @@ class Plan:
     lr_steps: tuple[int, ...] = ()
     lr: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def peak(self) -> float:
+        """The highest learning rate of any group; 0 where the plan has none."""
+        return max((rate for row in self.lr for rate in row), default=0.0)
+
     def rates_at(self, step: int) -> Sequence[float]:
         """Each group's rate at a step, on straight lines between the samples; empty where the plan has none."""
         steps = self.lr_steps
@@ -169,6 +174,11 @@ class Ending:
     step: int | None = None
     message: str | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether the run was closed, so that nothing more is written to it."""
+        return self.how != "recording"
+
 
 @dataclass(frozen=True)
 class Header:
@@ -210,6 +220,10 @@ class Header:
     """Of an analysis with several seeds, in the first one's run: how many came to which verdict."""
     unmeasured: dict[str, str] = field(default_factory=dict)
     """Layers that a probe could not measure, each with the reason."""
+
+    def piece(self, name: str) -> Piece | None:
+        """How this piece was read; None where it was not."""
+        return next((one for one in self.pieces if one.piece == name), None)
 
 
 T = TypeVar("T")

@@ -19,6 +19,7 @@ from gradscope.capture.trials import (
     OUT_OF_TIME,
     Change,
     both,
+    change_of,
     longer_warmup,
     perturbed,
     run_trial,
@@ -261,3 +262,26 @@ def test_other_settings_are_those_of_a_training_with_them(tmp_path: Path) -> Non
     group = work.optimizers[0].param_groups[0]
     assert group["betas"] == (0.5, 0.6)
     assert "momentum" not in group
+
+
+def test_a_trial_changes_what_its_header_says(tmp_path: Path) -> None:
+    steps = tuple(range(6))
+    said = Trial(
+        "remedy",
+        "x",
+        indexes=steps,
+        warm_up=4,
+        layer="fc1",
+        layer_scale=0.5,
+        group=0,
+        group_scale=0.1,
+        settings={"betas": [0.5, 0.9]},
+    )
+    by_hand = both(
+        both(longer_warmup(4), scaled_layer("fc1", 0.5)), both(scaled_group(0, 0.1), set_to({"betas": [0.5, 0.9]}))
+    )
+    _, one = play(workload(), said, tmp_path / "one", change=change_of(said))
+    _, other = play(workload(), Trial("remedy", "x", indexes=steps), tmp_path / "other", change=by_hand)
+    _, plain = play(workload(), Trial("remedy", "x", indexes=steps), tmp_path / "plain")
+    assert one.loss.tolist() == other.loss.tolist() != plain.loss.tolist()
+    assert one.lr.tolist() == other.lr.tolist()

@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscope.diagnosis.data import Data, harmful, odd_inputs, odd_targets
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.data import Data, odd_inputs, odd_targets
+from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding
+from gradscope.diagnosis.severity import need_samples, severity_of
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS307", "data-scale"
@@ -37,8 +38,7 @@ HELD = "The training does not explode for it."
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding for the inputs, and one for the targets."""
-    if not len(run.probes.probe):
-        raise CannotRunError("the data was not looked at: no step was sampled")
+    need_samples(run, "the data was")
     if inputs := odd_inputs(run):
         yield _finding(run, inputs, INPUTS)
     if targets := odd_targets(run):
@@ -46,13 +46,13 @@ def check(run: Run) -> Iterator[Finding]:
 
 
 def _finding(run: Run, data: Data, advice: str) -> Finding:
-    warns = harmful(run)
+    severity = severity_of(run)
     return finding(
         CODE,
         NAME,
-        "warning" if warns else "info",
+        severity,
         f"{data.told}; initial weights are made for 1.",
-        advice if warns else f"{HELD} {advice}",
+        advice if severity == "warning" else f"{HELD} {advice}",
         subject=data.layer,
         steps=(int(run.step[0]), int(run.step[0])),
         value=data.rms,

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.data import harmful
-from gradscope.diagnosis.model import Finding, Rule, Severity
+from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding, median, number, pre_clip_norms
+from gradscope.diagnosis.severity import severity_of
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS212", "hot-start"
@@ -40,11 +40,10 @@ def check(run: Run) -> Iterator[Finding]:
     times = float(norms[row]) / usual
     if steps[row] >= FIRST or times <= LIMIT:
         return
-    severity: Severity = "warning" if harmful(run) else "info"
     yield finding(
         CODE,
         NAME,
-        severity,
+        severity_of(run),
         f"The gradient norm (pre-clip) of step {steps[row]} is {number(float(norms[row]))}, {number(times)} × the median of "
         f"the steps after the first three, {number(usual)}.",
         ADVICE,

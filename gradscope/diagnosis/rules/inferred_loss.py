@@ -29,7 +29,7 @@ def check(run: Run) -> Iterator[Finding]:
     """One finding when the header says so."""
     if not run.header.inferred_loss:
         return
-    piece = next((p for p in run.header.pieces if p.piece == "loss"), None)
+    piece = run.header.piece("loss")
     which = f" as {piece.value}" if piece else ""
     yield finding(
         CODE,

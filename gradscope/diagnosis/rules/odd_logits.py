@@ -26,9 +26,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.data import harmful, loss_named
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule, Severity
+from gradscope.diagnosis.data import loss_named
+from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import finding, number
+from gradscope.diagnosis.severity import need_samples, severity_of
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS309", "odd-logits"
@@ -42,8 +43,7 @@ LARGE = "Outputs are far too large at the start: standardise the inputs, add a n
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding for probabilities, and one for a start far above guessing."""
-    if not len(run.probes.probe):
-        raise CannotRunError("the outputs were not looked at: no step was sampled")
+    need_samples(run, "the outputs were")
     classes, shares = run.probes.select("classes").value, run.probes.select("probabilities").value
     if not len(classes) or loss_named(run) not in LOSSES or classes[0] < LEAST:
         return
@@ -56,8 +56,7 @@ def check(run: Run) -> Iterator[Finding]:
         times = float(first / guess)
         said = f"The loss begins at {number(float(first))}, {number(times)} × that of guessing among "
         said += f"{int(classes[0])} classes, {number(guess)}."
-        severity: Severity = "warning" if harmful(run) else "info"
-        yield finding(CODE, NAME, severity, said, LARGE, value=times, limit=TIMES, unit="times log C")
+        yield finding(CODE, NAME, severity_of(run), said, LARGE, value=times, limit=TIMES, unit="times log C")
 
 
 RULE = Rule(CODE, NAME, check)

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscope.diagnosis.data import harmful
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule, Severity
+from gradscope.diagnosis.model import CannotRunError, Finding, Rule
 from gradscope.diagnosis.series import finding
 from gradscope.diagnosis.settings import odd_settings
+from gradscope.diagnosis.severity import severity_of
 from gradscope.runs.run import Run
 
 CODE, NAME = "GS414", "odd-settings"
@@ -37,11 +37,9 @@ def check(run: Run) -> Iterator[Finding]:
     """One finding a setting."""
     if run.header.optimizer is None:
         raise CannotRunError("the optimizer is not known")
-    found = odd_settings(run)
-    severity: Severity = "warning" if found and harmful(run) else "info"
-    for one in found:
+    for one in odd_settings(run):
         advice = f"Use {one.key}={one.usual}, unless it is so on purpose."
-        yield finding(CODE, NAME, severity, f"{one.told}.", advice)
+        yield finding(CODE, NAME, severity_of(run), f"{one.told}.", advice)
 
 
 RULE = Rule(CODE, NAME, check)

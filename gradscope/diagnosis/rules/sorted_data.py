@@ -24,8 +24,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.model import CannotRunError, Finding, Rule
+from gradscope.diagnosis.model import Finding, Rule
 from gradscope.diagnosis.series import count, finding, percent
+from gradscope.diagnosis.severity import need_samples
 from gradscope.runs.run import Floats, Run
 
 CODE, NAME = "GS308", "sorted-data"
@@ -36,8 +37,7 @@ ADVICE = "Shuffle the data, DataLoader(…, shuffle=True). Where it comes class 
 
 def check(run: Run) -> Iterator[Finding]:
     """One finding where a batch tells the class of its samples."""
-    if not len(run.probes.probe):
-        raise CannotRunError("the data was not looked at: no step was sampled")
+    need_samples(run, "the data was")
     counts = _counts(run)
     total = int(counts.sum())
     if total < SAMPLES or len(counts) < 2 or counts.sum(1).min() < EACH:
